@@ -1,0 +1,3 @@
+"""DreamBooth for Stable Diffusion on PyTorch Lightning."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,264 @@
+"""Concepts to batches, as a LightningDataModule: checks, class images, caches, loaders."""
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_dreambooth import concepts as concepts_
+from lightning_dreambooth import priors
+from lightning_dreambooth.concepts import Concept
+from lightning_dreambooth.dataset import ConceptPictures, PairDataset, ShardedOrder, views_of
+from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.latents import LatentCache
+from lightning_dreambooth.priors import Recipe
+from lightning_dreambooth.sampling import Request, Sampler, batches, check_request
+from lightning_dreambooth.stable_diffusion import (
+    StableDiffusion,
+    fingerprint,
+    locate,
+    locate_vae,
+    native_resolution,
+    vae_factor,
+    weights_file,
+)  # fmt: skip
+
+ENCODE_BATCH = 32  # pictures or prompts encoded at once
+
+
+class DreamBoothData(pl.LightningDataModule):
+    """Pairs instance pictures with class pictures of the same concept.
+
+    Args:
+        instance_prompt: Prompt of the instance pictures without a caption file (`name.txt` or `name.png.txt`).
+        instance_data_dir: Folder of the instance pictures.
+        class_prompt: Prompt of the class pictures.
+        class_data_dir: Folder of the class pictures; filled with generated ones up to num_class_images.
+        identifier: The rare word in the instance prompt that stands for the subject or style.
+        concepts_list: JSON file with several concepts; replaces the five arguments above.
+        num_class_images: Class pictures per concept.
+        resolution: Side in px of the squares that are trained on and drawn; null takes the model's own.
+        batch_size: Samples per step and process; with the prior on, each sample is an instance and a class row.
+        crop: Where the square is cut from a picture that is none: its center, or one of eight random places.
+        flip: Whether half of the rows are mirrored.
+        caption_dropout: Probability that a row is trained with the empty prompt.
+        cache_latents: Whether pictures are encoded once before training, or at every step.
+        cache_dir: Folder for encoded pictures, shared between runs; null keeps them in memory.
+        num_workers: Loader processes; useful only when latents are not cached.
+        class_negative_prompt: Negative prompt of generated class images.
+        class_steps: Sampling steps of generated class images.
+        class_guidance_scale: Guidance scale of generated class images.
+        class_sampler: Sampler of generated class images.
+        class_batch_size: Class images drawn at once.
+        pretrained: Linked to model.pretrained.
+        vae: Linked to model.vae.
+        revision: Linked to model.revision.
+        variant: Linked to model.variant.
+        prior_weight: Linked to model.prior_weight.
+        train_text_encoder: Linked to model.train_text_encoder.
+        seed: Linked to seed_everything.
+        requests: The pictures that `predict` draws; linked to `samples`.
+        sample_batch_size: Linked to samples.batch_size.
+    """
+
+    def __init__(
+        self,
+        instance_prompt: str | None = None,
+        instance_data_dir: str | None = None,
+        class_prompt: str | None = None,
+        class_data_dir: str | None = None,
+        identifier: str | None = None,
+        concepts_list: str | None = None,
+        num_class_images: int = 200,
+        resolution: int | None = None,
+        batch_size: int = 1,
+        crop: Literal["center", "random"] = "center",
+        flip: bool = False,
+        caption_dropout: float = 0.0,
+        cache_latents: bool = True,
+        cache_dir: str | None = None,
+        num_workers: int = 0,
+        class_negative_prompt: str = "",
+        class_steps: int = 25,
+        class_guidance_scale: float = 7.5,
+        class_sampler: Sampler = "dpm++",
+        class_batch_size: int = 4,
+        pretrained: str = "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        vae: str | None = None,
+        revision: str | None = None,
+        variant: str | None = None,
+        prior_weight: float = 1.0,
+        train_text_encoder: bool = False,
+        seed: int = 0,
+        requests: list[Request] | None = None,
+        sample_batch_size: int = 4,
+    ) -> None:
+        super().__init__()
+        linked = ["pretrained", "vae", "revision", "variant", "prior_weight", "train_text_encoder", "seed", "requests"]
+        self.save_hyperparameters(ignore=[*linked, "sample_batch_size"])
+        self.num_class_images = num_class_images
+        self.resolution = resolution
+        self.batch_size = batch_size
+        self.crop = crop
+        self.flip = flip
+        self.caption_dropout = caption_dropout
+        self.cache_latents = cache_latents
+        self.cache_dir = cache_dir
+        self.num_workers = num_workers
+        self.class_recipe = (class_negative_prompt, class_steps, class_guidance_scale, class_sampler)
+        self.class_batch_size = class_batch_size
+        self.pretrained = pretrained
+        self.vae = vae
+        self.revision = revision
+        self.variant = variant
+        self.prior_weight = prior_weight
+        self.train_text_encoder = train_text_encoder
+        self.seed = seed
+        self.requests = requests or []
+        self.sample_batch_size = sample_batch_size
+        self.flags = {
+            "instance_prompt": instance_prompt,
+            "instance_data_dir": instance_data_dir,
+            "class_prompt": class_prompt,
+            "class_data_dir": class_data_dir,
+            "identifier": identifier,
+        }
+        self.concepts_list = concepts_list
+        self._check_values()
+
+    def _check_values(self) -> None:
+        for name in ("num_class_images", "resolution", "batch_size", "class_batch_size", "sample_batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"data.{name} is {value}, must be 1 or more")
+        if not 0 <= self.caption_dropout <= 1:
+            raise InputError(f"data.caption_dropout is {self.caption_dropout}, must lie in 0 ... 1")
+        for request in [Request("", 0, *self.class_recipe), *self.requests]:
+            check_request(request)
+
+    @cached_property
+    def concepts(self) -> list[Concept]:
+        """The concepts from the flags or from the JSON file."""
+        if self.concepts_list is not None:
+            if any(self.flags.values()):
+                raise InputError("data.concepts_list and a concept by flags are both given; give one of them")
+            return concepts_.read_concepts(self.concepts_list)
+        if not self.flags["instance_prompt"] or not self.flags["instance_data_dir"]:
+            raise InputError("nothing to learn: give data.instance_data_dir and instance_prompt, or data.concepts_list")
+        return [Concept(**self.flags)]  # type: ignore[arg-type]
+
+    @cached_property
+    def folder(self) -> Path:
+        """Local folder of the model, found or downloaded."""
+        return locate(self.pretrained, self.revision, self.variant)
+
+    @cached_property
+    def vae_folder(self) -> Path:
+        """Local folder of the VAE that encodes and decodes."""
+        return self.folder / "vae" if self.vae is None else locate_vae(self.vae)
+
+    @cached_property
+    def resolution_px(self) -> int:
+        """Side of the squares that are trained on and drawn."""
+        return self.resolution or native_resolution(self.folder, self.vae_folder)
+
+    @cached_property
+    def model(self) -> StableDiffusion:
+        """The original weights, loaded when first asked for and given away again at the end of `setup`."""
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        return StableDiffusion.load(self.folder, self.vae_folder, self.variant).to(device)
+
+    def check(self) -> None:
+        """Raises InputError for whatever is wrong with pictures, prompts and sizes, before a model is loaded."""
+        for concept in self.concepts:
+            if skipped := concepts_.check(concept, needs_class=self.prior_weight > 0):
+                print(f"{concept.instance_data_dir}: skipped {skipped} files that are no pictures")
+        factor = vae_factor(self.vae_folder)
+        if self.resolution_px % factor:
+            raise InputError(
+                f"data.resolution is {self.resolution_px}, must be a multiple of the VAE's factor {factor}"
+            )
+
+    def prepare_data(self) -> None:
+        """Checks everything, then draws the class images that are missing."""
+        if self.trainer and self.trainer.predicting:
+            return
+        self.check()
+        if self.prior_weight > 0:
+            for missing, recipe in [self._plan(concept) for concept in self.concepts]:
+                with self._precision():
+                    priors.draw(missing, lambda: self.model, recipe, self.class_batch_size)
+
+    def _plan(self, concept: Concept) -> tuple[list[priors.Missing], Recipe]:
+        recipe = Recipe(str(concept.class_prompt), *self.class_recipe, self.resolution_px, self.fingerprint)
+        return priors.plan(concept, concept.num_class_images or self.num_class_images, recipe, self.seed), recipe
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the weights that draw the class images."""
+        parts = [self.folder / part / weights_file(part, self.variant) for part in ("unet", "text_encoder")]
+        return fingerprint(*parts, self._vae_file)
+
+    @property
+    def _vae_file(self) -> Path:
+        return self.vae_folder / weights_file("vae", self.variant if self.vae is None else None)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """The trainer's precision, for what is computed outside its steps."""
+        return self.trainer.precision_plugin.forward_context() if self.trainer else nullcontext()
+
+    def setup(self, stage: str) -> None:
+        """Lists the pictures and fills the caches."""
+        if stage != "fit":
+            return
+        sets = [self._pictures(concept) for concept in self.concepts]
+        pictures = [picture for concept in sets for picture in concept.instances + concept.classes]
+        views = views_of(self.crop, self.flip, self.seed)
+        cache = None
+        with self._precision():
+            texts = self._texts(sorted({"", *(picture.prompt for picture in pictures)}))
+            if self.cache_latents:
+                folder = Path(self.cache_dir) if self.cache_dir else None
+                cache = LatentCache(fingerprint(self._vae_file), self.resolution_px, folder)
+                wanted = [(picture.path, view) for picture in pictures for view in views]
+                cache.fill(wanted, lambda pixels: self.model.encode(pixels.to(self.model.device)), ENCODE_BATCH)
+        self.__dict__.pop("model", None)
+        self.dataset = PairDataset(sets, texts, views, self.resolution_px, self.caption_dropout, self.seed, cache)
+
+    def _pictures(self, concept: Concept) -> ConceptPictures:
+        instances, _ = concepts_.instance_pictures(concept)
+        classes = concepts_.class_pictures(concept)[0] if self.prior_weight > 0 else []
+        return ConceptPictures(instances, classes[: concept.num_class_images or self.num_class_images], concept.weight)
+
+    @torch.no_grad()
+    def _texts(self, prompts: list[str]) -> dict[str, Tensor]:
+        """Token ids of each prompt, or its embeddings when the text encoder is frozen."""
+        ids = self.model.tokenize(prompts)
+        if self.train_text_encoder:
+            return dict(zip(prompts, ids, strict=True))
+        embeddings = [self.model.embed(part.to(self.model.device)).float().cpu() for part in ids.split(ENCODE_BATCH)]
+        return dict(zip(prompts, torch.cat(embeddings), strict=True))
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Micro-batches from where training stands to `max_steps`, as one long epoch."""
+        trainer = self.trainer
+        if trainer is None or trainer.max_steps < 1:
+            raise InputError("trainer.max_steps must be 1 or more: the length of the training in optimizer steps")
+        accumulation = trainer.accumulate_grad_batches
+        order = ShardedOrder(
+            trainer.max_steps * accumulation, trainer.global_step * accumulation,
+            self.batch_size, trainer.global_rank, trainer.world_size,
+        )  # fmt: skip
+        return DataLoader(
+            self.dataset, batch_sampler=order, collate_fn=self.dataset.collate,
+            num_workers=self.num_workers, pin_memory=trainer.strategy.root_device.type == "cuda",
+        )  # fmt: skip
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """The requested pictures, in batches of equal settings."""
+        return DataLoader(batches(self.requests, self.sample_batch_size), batch_size=None)  # type: ignore[arg-type]

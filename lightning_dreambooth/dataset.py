@@ -1,0 +1,158 @@
+"""Which pictures make which sample: pairs of instance and class rows as a pure function of the sample index."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from lightning_dreambooth import draws
+from lightning_dreambooth.concepts import Picture
+from lightning_dreambooth.latents import LatentCache, read_pixels
+from lightning_dreambooth.pictures import View
+
+RANDOM_CROPS = 8  # places a random crop chooses from, so that cached and live pictures are the same
+
+
+class ConceptPictures(NamedTuple):
+    """The pictures of one concept; `classes` is empty while the prior is off."""
+
+    instances: list[Picture]
+    classes: list[Picture]
+    weight: int = 1
+
+
+class Row(NamedTuple):
+    """One picture as the UNet learns it: moments or pixels, embeddings or token ids."""
+
+    picture: Float[Tensor, "c h w"]
+    text: Shaped[Tensor, "tokens ..."]
+
+
+class Sample(NamedTuple):
+    """An instance row and, while the prior is on, a class row of the same concept."""
+
+    number: int
+    rows: tuple[Row, ...]
+
+
+class Batch(NamedTuple):
+    """B samples as `rows`: B instance rows, then B class rows if there are any. Of each pair one is None.
+
+    `numbers` are the indices of the B samples. Shapes: pixels [rows, 3, height, width] in [-1, 1], moments [rows, 2c, h, w],
+    token_ids [rows, tokens], embeddings [rows, tokens, width].
+    """
+
+    numbers: list[int]
+    pixels: Tensor | None
+    moments: Tensor | None
+    token_ids: Tensor | None
+    embeddings: Tensor | None
+
+
+def views_of(crop: Literal["center", "random"], flip: bool, seed: int) -> list[View]:
+    """The ways in which each picture is seen."""
+    if crop == "center":
+        spots = [(0.5, 0.5)]
+    else:
+        spots = [tuple(torch.rand(2, generator=draws.generator(seed, "crop", j)).tolist()) for j in range(RANDOM_CROPS)]
+    return [View(mirrored, *spot) for spot in spots for mirrored in ([False, True] if flip else [False])]
+
+
+def concept_cycle(weights: Sequence[int]) -> list[tuple[int, int]]:
+    """One round of (concept, visit within the round): concept c comes weights[c] times, evenly spread."""
+    places = [((j + 0.5) / weight, c, j) for c, weight in enumerate(weights) for j in range(weight)]
+    return [(c, j) for _, c, j in sorted(places)]
+
+
+class PairDataset(Dataset[Sample]):
+    """Maps a sample index to its rows; every instance picture of a concept is seen equally often.
+
+    Args:
+        concepts: The pictures of each concept.
+        texts: Token ids or embeddings of every prompt and of the empty one.
+        views: How pictures are seen; each row draws one.
+        resolution_px: Side of the squares that are trained on.
+        caption_dropout: Probability in [0, 1] that a row is trained with the empty prompt (Ho & Salimans 2022).
+        seed: Seed of order, views and dropout.
+        cache: Where encoded pictures are; None reads pixels instead.
+    """
+
+    def __init__(
+        self,
+        concepts: Sequence[ConceptPictures],
+        texts: Mapping[str, Tensor],
+        views: Sequence[View],
+        resolution_px: int,
+        caption_dropout: float,
+        seed: int,
+        cache: LatentCache | None,
+    ) -> None:
+        self.concepts = concepts
+        self.texts = texts
+        self.views = views
+        self.resolution_px = resolution_px
+        self.caption_dropout = caption_dropout
+        self.seed = seed
+        self.cache = cache
+        self.cycle = concept_cycle([concept.weight for concept in concepts])
+
+    def pictures(self, index: int) -> tuple[Picture, ...]:
+        """The instance picture of a sample and, while the prior is on, the class picture it is paired with."""
+        turn, slot = divmod(index, len(self.cycle))
+        c, j = self.cycle[slot]
+        instances, classes, weight = self.concepts[c]
+        seen = turn * weight + j
+        pair = [instances[draws.visit(self.seed, f"instance {c}", seen, len(instances))]]
+        if classes:
+            pair.append(classes[draws.visit(self.seed, f"class {c}", seen, len(classes))])
+        return tuple(pair)
+
+    def __getitem__(self, index: int) -> Sample:
+        rows = zip(("instance", "class"), self.pictures(index), strict=False)
+        return Sample(index, tuple(self._row(index, half, picture) for half, picture in rows))
+
+    def _row(self, index: int, half: str, picture: Picture) -> Row:
+        view = self.views[int(draws.integers(self.seed, f"view {half}", [index], len(self.views)))]
+        dropped = draws.chance(self.seed, f"caption dropout {half}", index, self.caption_dropout)
+        text = self.texts["" if dropped else picture.prompt]
+        if self.cache is None:
+            return Row(read_pixels(picture.path, view, self.resolution_px), text)
+        return Row(self.cache.get(picture.path, view), text)
+
+    def collate(self, samples: list[Sample]) -> Batch:
+        """Samples => batch, instance rows first."""
+        rows = [row for half in zip(*(sample.rows for sample in samples), strict=True) for row in half]
+        pictures, texts = torch.stack([row.picture for row in rows]), torch.stack([row.text for row in rows])
+        return Batch(
+            numbers=[sample.number for sample in samples],
+            pixels=pictures if self.cache is None else None,
+            moments=None if self.cache is None else pictures,
+            token_ids=None if texts.is_floating_point() else texts,
+            embeddings=texts if texts.is_floating_point() else None,
+        )
+
+
+class ShardedOrder(Sampler[list[int]]):
+    """Sample indices of each micro-batch of one process, from a given micro-batch on.
+
+    Row b of micro-batch m on rank r is sample (m * world_size + r) * batch_size + b, so several processes consume the
+    same samples as one. The length counts from the beginning of the run, as Lightning's progress does after a resume.
+    """
+
+    def __init__(self, length: int, start: int, batch_size: int, rank: int, world_size: int) -> None:
+        self.length = length
+        self.start = start
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for m in range(self.start, self.length):
+            first = (m * self.world_size + self.rank) * self.batch_size
+            yield list(range(first, first + self.batch_size))

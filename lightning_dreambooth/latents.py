@@ -1,0 +1,74 @@
+"""Encoded pictures, kept by content: a changed picture, crop, resolution or VAE is another entry."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
+from tqdm import tqdm
+
+from lightning_dreambooth.pictures import View, crop, read_picture
+
+Encode = Callable[[Float[Tensor, "rows 3 height width"]], Float[Tensor, "rows twice_c h w"]]
+
+
+def read_pixels(path: Path, view: View, resolution_px: int) -> Float[Tensor, "3 height width"]:
+    """A picture file, seen through a view => pixels in [-1, 1]."""
+    return pil_to_tensor(crop(read_picture(path), resolution_px, view)).float() / 127.5 - 1
+
+
+class LatentCache:
+    """The VAE's posterior (mean and standard deviation, not one sample) of pictures seen through views.
+
+    Args:
+        vae: Fingerprint of the VAE's weights.
+        resolution_px: Side of the encoded squares.
+        folder: Where entries lie on disk, one file each; None keeps them in memory.
+    """
+
+    def __init__(self, vae: str, resolution_px: int, folder: Path | None = None) -> None:
+        self.vae = vae
+        self.resolution_px = resolution_px
+        self.folder = folder
+        self.memory: dict[str, Tensor] = {}
+        self.contents: dict[Path, str] = {}
+
+    def key(self, path: Path, view: View) -> str:
+        """Names an entry by all that decides it."""
+        if path not in self.contents:
+            self.contents[path] = hashlib.sha256(path.read_bytes()).hexdigest()
+        about = f"{self.contents[path]} {view} {self.resolution_px} {self.vae}"
+        return hashlib.sha256(about.encode()).hexdigest()[:32]
+
+    def get(self, path: Path, view: View) -> Float[Tensor, "twice_c h w"]:
+        """The posterior of one picture; it must have been filled in before."""
+        key = self.key(path, view)
+        return self.memory[key] if self.folder is None else load_file(self.folder / f"{key}.safetensors")["moments"]
+
+    def fill(self, wanted: Iterable[tuple[Path, View]], encode: Encode, batch_size: int) -> None:
+        """Encodes what is not there yet."""
+        by_key = {self.key(path, view): (path, view) for path, view in wanted}
+        missing = [item for item in by_key.items() if not self._has(item[0])]
+        with tqdm(total=len(missing), desc="encoding pictures", unit="picture", disable=not missing) as progress:
+            for start in range(0, len(missing), batch_size):
+                batch = missing[start : start + batch_size]
+                pixels = torch.stack([read_pixels(path, view, self.resolution_px) for _, (path, view) in batch])
+                for (key, _), moments in zip(batch, encode(pixels).cpu(), strict=True):
+                    self._put(key, moments.clone())
+                progress.update(len(batch))
+
+    def _has(self, key: str) -> bool:
+        return key in self.memory if self.folder is None else (self.folder / f"{key}.safetensors").is_file()
+
+    def _put(self, key: str, moments: Tensor) -> None:
+        if self.folder is None:
+            self.memory[key] = moments
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        beside = self.folder / f".{key}.part"
+        save_file({"moments": moments}, beside)
+        beside.replace(self.folder / f"{key}.safetensors")

@@ -1,0 +1,89 @@
+"""Files to pictures and back: which files count, how they are read, cropped, tiled and written. Plain PIL, no torch."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from lightning_dreambooth.errors import InputError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+
+
+class View(NamedTuple):
+    """One way to see a picture: mirrored or not, and where the square lies (0 left or top ... 1 right or bottom)."""
+
+    flip: bool = False
+    x: float = 0.5
+    y: float = 0.5
+
+
+def list_pictures(folder: Path) -> tuple[list[Path], int]:
+    """The pictures directly in a folder, sorted by name, and how many other files there are besides captions."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    pictures = [path for path in files if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+    captions = [path for path in files if path.suffix == ".txt"]
+    return pictures, len(files) - len(pictures) - len(captions)
+
+
+def read_caption(picture: Path, otherwise: str) -> str:
+    """The caption in `name.txt` or `name.png.txt` beside a picture, else the concept's prompt."""
+    for path in (picture.with_suffix(".txt"), picture.with_name(picture.name + ".txt")):
+        if path.is_file():
+            return " ".join(path.read_text(encoding="utf-8").split())
+    return otherwise
+
+
+def read_picture(path: Path) -> Image.Image:
+    """A file => an upright RGB picture: EXIF rotation applied, transparency on white, palettes and 16 bit converted."""
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file)
+            picture.load()
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} cannot be read as a picture ({error}); repair or remove it") from error
+    if picture.mode.startswith("I;16"):
+        picture = Image.fromarray((np.asarray(picture).astype(np.uint32) >> 8).astype(np.uint8))
+    elif picture.mode in ("I", "F"):  # 16-bit greys that PIL widens to 32
+        picture = Image.fromarray((np.asarray(picture).clip(0, 65535) / 257).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
+    return picture.convert("RGB")
+
+
+def crop(picture: Image.Image, size_px: int, view: View) -> Image.Image:
+    """The largest square at the view's place, resized to `size_px`, mirrored if the view says so."""
+    side = min(picture.size)
+    left, top = (round((length - side) * at) for length, at in zip(picture.size, (view.x, view.y), strict=True))
+    square = picture.resize((size_px, size_px), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
+    return ImageOps.mirror(square) if view.flip else square
+
+
+def tile(pictures: Sequence[Image.Image], columns: int, labels: Sequence[str] = (), margin_px: int = 2) -> Image.Image:
+    """Equal pictures => one grid, row by row, with a label above each row if labels are given."""
+    width, height = pictures[0].size
+    rows = math.ceil(len(pictures) / columns)
+    label_px = 14 if labels else 0
+    step_x, step_y = width + margin_px, height + margin_px + label_px
+    grid = Image.new("RGB", (columns * step_x + margin_px, rows * step_y + margin_px), "white")
+    draw = ImageDraw.Draw(grid)
+    for i, picture in enumerate(pictures):
+        grid.paste(picture, (margin_px + i % columns * step_x, margin_px + label_px + i // columns * step_y))
+    for row, label in enumerate(labels):
+        draw.text((margin_px + 1, margin_px + row * step_y), label, fill="black")
+    return grid
+
+
+def write_png(picture: Image.Image, path: Path, about: Mapping[str, object]) -> None:
+    """Writes a PNG beside its target and renames it into place; `about` becomes text chunks that viewers show."""
+    chunks = PngInfo()
+    for key, value in about.items():
+        chunks.add_itxt(key, str(value))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.part")
+    picture.save(beside, format="PNG", pnginfo=chunks)
+    beside.replace(path)

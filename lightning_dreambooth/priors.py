@@ -1,0 +1,101 @@
+"""Fills the class-image folders once, from the original weights, and remembers in a manifest how each was made."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from torchvision.transforms.functional import to_pil_image
+from tqdm import tqdm
+
+from lightning_dreambooth import draws
+from lightning_dreambooth.concepts import Concept, class_pictures
+from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.pictures import write_png
+from lightning_dreambooth.sampling import Request, batches, sample
+from lightning_dreambooth.stable_diffusion import StableDiffusion
+
+MANIFEST = "class_images.json"
+
+
+class Recipe(NamedTuple):
+    """How class images are made, the same for every one of a folder but for the seed."""
+
+    prompt: str
+    negative_prompt: str
+    steps: int
+    guidance_scale: float
+    sampler: str
+    resolution_px: int
+    model: str
+
+
+class Missing(NamedTuple):
+    """Class images still to be drawn: file path and request of each."""
+
+    path: Path
+    request: Request
+
+
+def plan(concept: Concept, wanted: int, recipe: Recipe, seed: int) -> list[Missing]:
+    """What a concept's class folder still lacks; writes nothing.
+
+    Pictures that the manifest does not name are the user's own and count.
+
+    Raises:
+        InputError: if the folder's class images were made by another recipe.
+    """
+    folder = Path(str(concept.class_data_dir))
+    if not folder.is_dir():
+        present = set()
+    else:
+        _check_manifest(folder / MANIFEST, recipe)
+        present = {picture.path.name for picture in class_pictures(concept)[0]}
+    lacking = wanted - len(present)
+    missing: list[Missing] = []
+    number = 0
+    while len(missing) < lacking:
+        if (name := f"{number:05d}.png") not in present:
+            drawn_seed = int(draws.integers(seed, f"class image {recipe.prompt}", [number], 2**31 - 1))
+            request = Request(recipe.prompt, drawn_seed, *recipe[1:4], recipe.sampler)  # type: ignore[arg-type]
+            missing.append(Missing(folder / name, request))
+        number += 1
+    return missing
+
+
+def _check_manifest(manifest: Path, recipe: Recipe) -> None:
+    if not manifest.is_file():
+        return
+    made_by = json.loads(manifest.read_text(encoding="utf-8"))["recipe"]
+    for key, value in recipe._asdict().items():
+        if made_by.get(key) != value:
+            raise InputError(
+                f"{manifest.parent} holds class images made with {key} {made_by.get(key)!r}, this run wants {value!r}; "
+                "name another class_data_dir or remove that one"
+            )
+
+
+def write_manifest(missing: Sequence[Missing], recipe: Recipe) -> None:
+    """Records the plan before the first picture is drawn, so that no picture is ever without its record."""
+    folder = missing[0].path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = folder / MANIFEST
+    seeds = json.loads(manifest.read_text(encoding="utf-8"))["seeds"] if manifest.is_file() else {}
+    seeds |= {path.name: request.seed for path, request in missing}
+    beside = manifest.with_name(f".{MANIFEST}.part")
+    beside.write_text(json.dumps({"recipe": recipe._asdict(), "seeds": seeds}, indent=1) + "\n", encoding="utf-8")
+    beside.replace(manifest)
+
+
+def draw(missing: Sequence[Missing], model: Callable[[], StableDiffusion], recipe: Recipe, batch_size: int) -> None:
+    """Draws the missing class images, each written when its batch is done; asks for the model only if any are."""
+    if not missing:
+        return
+    write_manifest(missing, recipe)
+    paths = iter([path for path, _ in missing])
+    with tqdm(total=len(missing), desc=f"class images: {recipe.prompt}", unit="image") as progress:
+        for requests in batches([request for _, request in missing], batch_size):
+            images = sample(model(), requests, recipe.resolution_px)
+            for request, image in zip(requests, images.cpu(), strict=True):
+                write_png(to_pil_image(image), next(paths), request._asdict() | {"model": recipe.model})
+            progress.update(len(requests))

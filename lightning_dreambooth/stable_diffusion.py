@@ -1,0 +1,239 @@
+"""The five parts of Stable Diffusion as one module: found, checked, loaded, saved, encoded and decoded with.
+
+Borders: `pixels` are [-1, 1], `images` [0, 1], latents already multiplied by the VAE's scaling factor.
+"""
+
+import hashlib
+import json
+import shutil
+from contextlib import nullcontext
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Self
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.utils import logging as diffusers_logging
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from jaxtyping import Float, Int
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
+
+from lightning_dreambooth.errors import InputError
+
+WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+# Up to this many tokens torch's fused attention is slower than plain matrix products in a CPU's backward pass.
+SHORT_SEQUENCE = 256
+
+diffusers_logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()
+
+
+class ShapeAwareAttention(AttnProcessor2_0):
+    """diffusers' attention, with the kernel chosen by shape: plain products for short sequences trained on a CPU.
+
+    The choice is made in here, not around the model, so that a checkpointed forward repeats it when it is recomputed.
+    """
+
+    def __call__(self, attn: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Hidden states [rows, tokens, width] => the same, attended."""
+        short = hidden_states.shape[1] <= SHORT_SEQUENCE
+        plain = short and torch.is_grad_enabled() and hidden_states.device.type == "cpu"
+        with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
+            return super().__call__(attn, hidden_states, *args, **kwargs)
+
+
+def weights_file(part: str, variant: str | None) -> str:
+    """Name of a part's weights, such as `diffusion_pytorch_model.fp16.safetensors`."""
+    return ".".join(filter(None, [WEIGHTS[part], variant, "safetensors"]))
+
+
+def locate(pretrained: str, revision: str | None = None, variant: str | None = None) -> Path:
+    """A hub id or folder => the local folder with all five parts; downloads safetensors and plain text only.
+
+    Raises:
+        InputError: if it is neither, or a part is missing.
+    """
+    folder = Path(pretrained)
+    if not folder.is_dir():
+        weights = [f"{part}/{weights_file(part, variant)}" for part in WEIGHTS]
+        folder = _download(pretrained, revision, ["model_index.json", "*/*.json", "*/merges.txt", *weights])
+    wanted = ["tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json"]
+    wanted += [f"{part}/{name}" for part in WEIGHTS for name in ("config.json", weights_file(part, variant))]
+    return _complete(folder, wanted, pretrained)
+
+
+def locate_vae(vae: str, revision: str | None = None) -> Path:
+    """A hub id or folder of a VAE, or of a whole model => the folder with the VAE's config and weights."""
+    folder = Path(vae)
+    if not folder.is_dir():
+        folder = _download(vae, revision, ["config.json", weights_file("vae", None)])
+    if (folder / "vae").is_dir():
+        folder = folder / "vae"
+    return _complete(folder, ["config.json", weights_file("vae", None)], vae)
+
+
+def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{name} is neither a folder here nor a model that the hub gives: {reason}") from error
+
+
+def _complete(folder: Path, wanted: list[str], name: str) -> Path:
+    missing = [file for file in wanted if not (folder / file).is_file()]
+    if missing:
+        raise InputError(f"{name} lacks {', '.join(missing)}; a diffusers folder with safetensors weights is needed")
+    return folder
+
+
+def vae_factor(vae_folder: Path) -> int:
+    """How many pixels of a side one latent stands for, read from the VAE's config."""
+    config = json.loads((vae_folder / "config.json").read_text(encoding="utf-8"))
+    return int(2 ** (len(config["block_out_channels"]) - 1))
+
+
+def native_resolution(folder: Path, vae_folder: Path) -> int:
+    """Side in px of the pictures that a model was made for, read from its configs."""
+    config = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+    return int(config["sample_size"]) * vae_factor(vae_folder)
+
+
+@lru_cache
+def fingerprint(*files: Path) -> str:
+    """SHA-256 of weight files, 16 hex digits: the same weights give the same word wherever they lie."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+class StableDiffusion(nn.Module):
+    """UNet, text encoder and VAE with their tokenizer and noise schedule, all weights in fp32."""
+
+    alphas_bar: Tensor
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        text_encoder: CLIPTextModel,
+        vae: AutoencoderKL,
+        tokenizer: CLIPTokenizer,
+        scheduler: DDPMScheduler,
+        folder: Path,
+    ) -> None:
+        super().__init__()
+        self.unet = unet.to(memory_format=torch.channels_last)
+        self.text_encoder = text_encoder
+        self.vae = vae.to(memory_format=torch.channels_last)
+        self.tokenizer = tokenizer
+        self.scheduler = scheduler
+        self.folder = folder
+        self.unet.set_attn_processor(ShapeAwareAttention())
+        self.register_buffer("alphas_bar", scheduler.alphas_cumprod, persistent=False)
+
+    @classmethod
+    def load(cls, folder: Path, vae_folder: Path | None = None, variant: str | None = None) -> Self:
+        """Loads the parts found by `locate`, in fp32 and evaluation mode, with the VAE of `vae_folder` if given."""
+        # Without low_cpu_mem_usage=False diffusers asks for accelerate, which nothing here needs.
+        options: dict[str, Any] = {"use_safetensors": True, "low_cpu_mem_usage": False, "torch_dtype": torch.float32}
+        own_vae = vae_folder is None or vae_folder == folder / "vae"
+        return cls(
+            unet=UNet2DConditionModel.from_pretrained(folder, subfolder="unet", variant=variant, **options),
+            text_encoder=CLIPTextModel.from_pretrained(
+                folder, subfolder="text_encoder", variant=variant, use_safetensors=True, dtype=torch.float32
+            ),
+            vae=AutoencoderKL.from_pretrained(folder / "vae" if own_vae else vae_folder,
+                                              variant=variant if own_vae else None, **options),
+            tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
+            scheduler=DDPMScheduler.from_pretrained(folder, subfolder="scheduler"),
+            folder=folder,
+        ).eval().requires_grad_(False)  # fmt: skip
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.alphas_bar.device
+
+    @property
+    def prediction_type(self) -> str:
+        """What the UNet answers: `epsilon` or `v_prediction`."""
+        return str(self.scheduler.config.prediction_type)
+
+    @property
+    def scaling_factor(self) -> float:
+        """What latents are multiplied by so that they have about unit variance."""
+        return float(self.vae.config.scaling_factor)
+
+    def latent_shape(self, resolution_px: int) -> tuple[int, int, int]:
+        """Channels, height and width of the latents of a square picture."""
+        side = resolution_px // 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return (self.vae.config.latent_channels, side, side)
+
+    def tokenize(self, prompts: list[str]) -> Int[Tensor, "prompts tokens"]:
+        """Prompts => token ids, always padded to the tokenizer's full length as the inference pipeline pads them."""
+        ids = self.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        return torch.as_tensor(ids)
+
+    def embed(self, token_ids: Int[Tensor, "rows tokens"]) -> Float[Tensor, "rows tokens width"]:
+        """Token ids => the text encoder's last hidden states; equal prompts of a batch are encoded once."""
+        unique, place = token_ids.unique(dim=0, return_inverse=True)
+        hidden: Tensor = self.text_encoder(unique)[0]
+        return hidden[place]
+
+    @torch.no_grad()
+    def encode(self, pixels: Float[Tensor, "rows 3 height width"]) -> Float[Tensor, "rows twice_c h w"]:
+        """Pixels in [-1, 1] => mean and standard deviation of the scaled latents, stacked along the channels."""
+        posterior = self.vae.encode(pixels.contiguous(memory_format=torch.channels_last)).latent_dist
+        return torch.cat([posterior.mean, posterior.std], dim=1).float() * self.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "rows c h w"]) -> Float[Tensor, "rows 3 height width"]:
+        """Scaled latents => images in [0, 1]."""
+        pixels: Tensor = self.vae.decode(latents / self.scaling_factor, return_dict=False)[0]
+        return (pixels.float() / 2 + 0.5).clamp(0, 1)
+
+    def save(self, folder: Path, dtype: torch.dtype) -> None:
+        """Writes a diffusers folder with weights of the given dtype, which `from_pretrained(folder)` loads as it is."""
+        for part in WEIGHTS:
+            module = getattr(self, part)
+            (folder / part).mkdir(parents=True)
+            config = dict(module.config) if part != "text_encoder" else module.config.to_dict()
+            if part == "text_encoder":  # transformers loads in the dtype written here, diffusers always in fp32
+                config |= {"dtype": "float32", "architectures": ["CLIPTextModel"]}
+            else:
+                config = {"_class_name": type(module).__name__, **config}
+            _write_json(folder / part / "config.json", config)
+            weights = {name: value.to("cpu", dtype).contiguous() for name, value in module.state_dict().items()}
+            save_file(weights, folder / part / weights_file(part, None), metadata={"format": "pt"})
+        for part in ("tokenizer", "scheduler"):
+            shutil.copytree(self.folder / part, folder / part)
+        _write_json(folder / "model_index.json", self._index())
+
+    def _index(self) -> dict[str, object]:
+        scheduler = json.loads((self.folder / "scheduler/scheduler_config.json").read_text(encoding="utf-8"))
+        return {
+            "_class_name": "StableDiffusionPipeline",
+            "_diffusers_version": diffusers.__version__,
+            "feature_extractor": [None, None],
+            "image_encoder": [None, None],
+            "requires_safety_checker": False,
+            "safety_checker": [None, None],
+            "scheduler": ["diffusers", scheduler["_class_name"]],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+        }
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")

@@ -1,0 +1,79 @@
+"""A real Stable Diffusion of about a million random parameters, in diffusers' folder layout."""
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+TOKENS = 16
+WORDS = ["a", "photo", "of", "sks", "girl", "boy", "in", "the", "style", "with", "pink", "hair", ",", "ugly"]
+
+
+def tokenizer(folder: Path) -> CLIPTokenizer:
+    """CLIP's byte-level tokenizer with letters, a few whole words and no merges learned from data."""
+    letters = [chr(code) for code in range(33, 127)]
+    merges: list[str] = []
+    pieces = dict.fromkeys([*letters, *(letter + "</w>" for letter in letters)])
+    for word in WORDS:
+        parts = [*word[:-1], word[-1] + "</w>"]
+        while len(parts) > 1:
+            merges += [] if f"{parts[0]} {parts[1]}" in merges else [f"{parts[0]} {parts[1]}"]
+            parts = [parts[0] + parts[1], *parts[2:]]
+            pieces[parts[0]] = None
+    vocabulary = {piece: i for i, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+    return CLIPTokenizer(
+        vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=TOKENS,
+        unk_token="<|endoftext|>",
+    )  # fmt: skip
+
+
+def stable_diffusion(folder: Path, prediction_type: str = "epsilon", factor: int = 4, seed: int = 0) -> Path:
+    """Builds and saves the model; equal arguments give equal weights."""
+    torch.manual_seed(seed)
+    words = tokenizer(folder / "words")
+    channels = (16, 32, 32, 32)[: factor.bit_length()]
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderKL(
+            block_out_channels=channels, layers_per_block=1, norm_num_groups=8, latent_channels=4,
+            down_block_types=("DownEncoderBlock2D",) * len(channels),
+            up_block_types=("UpDecoderBlock2D",) * len(channels),
+            scaling_factor=0.5, sample_size=32,
+        ),
+        text_encoder=CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                max_position_embeddings=TOKENS, projection_dim=32, dtype="float32",
+                bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id,
+            )
+        ),
+        tokenizer=words,
+        unet=UNet2DConditionModel(
+            sample_size=8, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=32, norm_num_groups=8,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            attention_head_dim=4,
+        ),
+        scheduler=DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+            set_alpha_to_one=False, steps_offset=1, prediction_type=prediction_type,
+        ),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def pictures(folder: Path, count: int, size_px: int = 40) -> Path:
+    """Plain coloured pictures with a stripe, all different."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        picture = Image.new("RGB", (size_px + i, size_px), (20 + 30 * i % 230, 60, 200 - 20 * i % 190))
+        picture.paste((250, 240, 10 * i % 250), (3 * i % size_px, 0, 3 * i % size_px + 6, size_px))
+        picture.save(folder / f"{i:02d}.png")
+    return folder
