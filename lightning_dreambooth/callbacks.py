@@ -94,7 +94,7 @@ class Watch(Callback):
         shared = {"sync_dist": trainer.world_size > 1, "batch_size": 1}
         pl_module.log("train/loss", means.pop("train/loss"), prog_bar=True, **shared)
         pl_module.log_dict(means, **shared)
-        if trainer.global_step % trainer.log_every_n_steps == 0 or trainer.global_step == 1:
+        if trainer.global_step % trainer.log_every_n_steps == 0 or trainer.global_step == 1:  # type: ignore[attr-defined]
             self._log_progress(trainer, pl_module)
 
     def _log_progress(self, trainer: pl.Trainer, pl_module: DreamBooth) -> None:

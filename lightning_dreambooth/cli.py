@@ -149,10 +149,10 @@ def with_example(args: list[str]) -> list[str]:
     return ["fit", "--config", str(EXAMPLE), *args[1:]]
 
 
-def main(args: list[str] | None = None) -> None:
+def main(args: list[str] | None = None) -> DreamBoothCLI:
     """Runs a verb; wrong input ends in one line and exit code 2, a failed training in one line and exit code 1."""
     try:
-        DreamBoothCLI(
+        return DreamBoothCLI(
             DreamBooth, DreamBoothData,
             args=args,
             seed_everything_default=0,

@@ -31,6 +31,17 @@ from lightning_dreambooth.stable_diffusion import (
 ENCODE_BATCH = 32  # pictures or prompts encoded at once
 
 
+class OrderedLoader(DataLoader[Any]):
+    """A loader that Lightning takes for resumable, as it is: its ShardedOrder starts where training stands."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing needs to be kept."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing was kept."""
+
+
 class DreamBoothData(pl.LightningDataModule):
     """Pairs instance pictures with class pictures of the same concept.
 
@@ -226,7 +237,7 @@ class DreamBoothData(pl.LightningDataModule):
                 folder = Path(self.cache_dir) if self.cache_dir else None
                 cache = LatentCache(fingerprint(self._vae_file), self.resolution_px, folder)
                 wanted = [(picture.path, view) for picture in pictures for view in views]
-                cache.fill(wanted, lambda pixels: self.model.encode(pixels.to(self.model.device)), ENCODE_BATCH)
+                cache.fill(wanted, lambda pictures: self.model.encode(pictures.to(self.model.device)), ENCODE_BATCH)
         self.__dict__.pop("model", None)
         self.dataset = PairDataset(sets, texts, views, self.resolution_px, self.caption_dropout, self.seed, cache)
 
@@ -244,7 +255,7 @@ class DreamBoothData(pl.LightningDataModule):
         embeddings = [self.model.embed(part.to(self.model.device)).float().cpu() for part in ids.split(ENCODE_BATCH)]
         return dict(zip(prompts, torch.cat(embeddings), strict=True))
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> OrderedLoader:
         """Micro-batches from where training stands to `max_steps`, as one long epoch."""
         trainer = self.trainer
         if trainer is None or trainer.max_steps < 1:
@@ -254,7 +265,7 @@ class DreamBoothData(pl.LightningDataModule):
             trainer.max_steps * accumulation, trainer.global_step * accumulation,
             self.batch_size, trainer.global_rank, trainer.world_size,
         )  # fmt: skip
-        return DataLoader(
+        return OrderedLoader(
             self.dataset, batch_sampler=order, collate_fn=self.dataset.collate,
             num_workers=self.num_workers, pin_memory=trainer.strategy.root_device.type == "cuda",
         )  # fmt: skip

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from lightning_dreambooth import draws
 from lightning_dreambooth.concepts import Picture
-from lightning_dreambooth.latents import LatentCache, read_pixels
+from lightning_dreambooth.latents import LatentCache, read_bytes
 from lightning_dreambooth.pictures import View
 
 RANDOM_CROPS = 8  # places a random crop chooses from, so that cached and live pictures are the same
@@ -25,9 +25,9 @@ class ConceptPictures(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One picture as the UNet learns it: moments or pixels, embeddings or token ids."""
+    """One picture as the UNet learns it: moments or bytes, embeddings or token ids."""
 
-    picture: Float[Tensor, "c h w"]
+    picture: Shaped[Tensor, "c h w"]
     text: Shaped[Tensor, "tokens ..."]
 
 
@@ -39,17 +39,16 @@ class Sample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """B samples as `rows`: B instance rows, then B class rows if there are any. Of each pair one is None.
+    """B samples as `rows`: B instance rows, then B class rows if there are any.
 
-    `numbers` are the indices of the B samples. Shapes: pixels [rows, 3, height, width] in [-1, 1], moments [rows, 2c, h, w],
-    token_ids [rows, tokens], embeddings [rows, tokens, width].
+    `numbers` are the indices of the B samples. `pictures` are moments [rows, 2c, h, w] if latents are cached, else
+    bytes [rows, 3, height, width]; `texts` are embeddings [rows, tokens, width] if the text encoder is frozen, else
+    token ids [rows, tokens].
     """
 
     numbers: list[int]
-    pixels: Tensor | None
-    moments: Tensor | None
-    token_ids: Tensor | None
-    embeddings: Tensor | None
+    pictures: Shaped[Tensor, "rows c h w"]
+    texts: Shaped[Tensor, "rows tokens ..."]
 
 
 def views_of(crop: Literal["center", "random"], flip: bool, seed: int) -> list[View]:
@@ -77,7 +76,7 @@ class PairDataset(Dataset[Sample]):
         resolution_px: Side of the squares that are trained on.
         caption_dropout: Probability in [0, 1] that a row is trained with the empty prompt (Ho & Salimans 2022).
         seed: Seed of order, views and dropout.
-        cache: Where encoded pictures are; None reads pixels instead.
+        cache: Where encoded pictures are; None reads the files instead.
     """
 
     def __init__(
@@ -119,19 +118,16 @@ class PairDataset(Dataset[Sample]):
         dropped = draws.chance(self.seed, f"caption dropout {half}", index, self.caption_dropout)
         text = self.texts["" if dropped else picture.prompt]
         if self.cache is None:
-            return Row(read_pixels(picture.path, view, self.resolution_px), text)
+            return Row(read_bytes(picture.path, view, self.resolution_px), text)
         return Row(self.cache.get(picture.path, view), text)
 
     def collate(self, samples: list[Sample]) -> Batch:
         """Samples => batch, instance rows first."""
         rows = [row for half in zip(*(sample.rows for sample in samples), strict=True) for row in half]
-        pictures, texts = torch.stack([row.picture for row in rows]), torch.stack([row.text for row in rows])
         return Batch(
             numbers=[sample.number for sample in samples],
-            pixels=pictures if self.cache is None else None,
-            moments=None if self.cache is None else pictures,
-            token_ids=None if texts.is_floating_point() else texts,
-            embeddings=texts if texts.is_floating_point() else None,
+            pictures=torch.stack([row.picture for row in rows]),
+            texts=torch.stack([row.text for row in rows]),
         )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 from lightning_dreambooth.pictures import View, crop, read_picture
 
-Encode = Callable[[Float[Tensor, "rows 3 height width"]], Float[Tensor, "rows twice_c h w"]]
+Encode = Callable[[UInt8[Tensor, "rows 3 height width"]], Float[Tensor, "rows twice_c h w"]]
 
 
-def read_pixels(path: Path, view: View, resolution_px: int) -> Float[Tensor, "3 height width"]:
-    """A picture file, seen through a view => pixels in [-1, 1]."""
-    return pil_to_tensor(crop(read_picture(path), resolution_px, view)).float() / 127.5 - 1
+def read_bytes(path: Path, view: View, resolution_px: int) -> UInt8[Tensor, "3 height width"]:
+    """A picture file, seen through a view => bytes in 0 ... 255."""
+    return pil_to_tensor(crop(read_picture(path), resolution_px, view))
 
 
 class LatentCache:
@@ -56,9 +56,9 @@ class LatentCache:
         with tqdm(total=len(missing), desc="encoding pictures", unit="picture", disable=not missing) as progress:
             for start in range(0, len(missing), batch_size):
                 batch = missing[start : start + batch_size]
-                pixels = torch.stack([read_pixels(path, view, self.resolution_px) for _, (path, view) in batch])
-                for (key, _), moments in zip(batch, encode(pixels).cpu(), strict=True):
-                    self._put(key, moments.clone())
+                pictures = torch.stack([read_bytes(path, view, self.resolution_px) for _, (path, view) in batch])
+                for (key, _), moments in zip(batch, encode(pictures).cpu(), strict=True):
+                    self._put(key, moments.clone(memory_format=torch.contiguous_format))
                 progress.update(len(batch))
 
     def _has(self, key: str) -> bool:

@@ -1,14 +1,14 @@
 """DreamBooth as a LightningModule: UNet, text encoder and VAE with the instance-plus-prior loss."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
@@ -63,7 +63,7 @@ class DreamBooth(pl.LightningModule):
         train_text_encoder: bool = False,
         text_encoder_lr: float | None = None,
         text_encoder_stop_step: int | None = None,
-        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=5e-6, weight_decay=1e-2),
+        optimizer: Callable[[Iterable[Any]], Optimizer] = lambda parameters: torch.optim.AdamW(parameters, lr=5e-6, weight_decay=1e-2),
         lr_schedule: Schedule = "constant",
         warmup_steps: int = 0,
         snr_gamma: float | None = None,
@@ -115,7 +115,7 @@ class DreamBooth(pl.LightningModule):
         if self.gradient_checkpointing:
             self.model.unet.enable_gradient_checkpointing()
             if self.train_text_encoder:
-                self.model.text_encoder.gradient_checkpointing_enable()
+                self.model.text_encoder.activation_checkpointing_enable()
         if self.ema_decay is not None:
             self.ema = AveragedModel(nn.ModuleDict(self.trained), multi_avg_fn=ema_update(self.ema_decay))
             self.ema.requires_grad_(False)
@@ -136,8 +136,8 @@ class DreamBooth(pl.LightningModule):
     def loss(self, batch: Batch) -> Loss:
         """Instance and class rows => the prior-preservation objective."""
         model, alphas_bar, kind = self.model, self.model.alphas_bar, self.model.prediction_type
-        moments = model.encode(batch.pixels) if batch.moments is None else batch.moments
-        context = model.embed(batch.token_ids) if batch.embeddings is None else batch.embeddings
+        moments = batch.pictures if batch.pictures.is_floating_point() else model.encode(batch.pictures)
+        context = batch.texts if batch.texts.is_floating_point() else model.embed(batch.texts)
         rows, shape = len(moments), (moments.shape[1] // 2, *moments.shape[2:])
         latents = posterior_sample(moments, self._draw(draws.normal, "posterior", batch, rows, shape))
         noise = self._draw(draws.normal, "noise", batch, rows, shape)

@@ -1,6 +1,6 @@
 """The five parts of Stable Diffusion as one module: found, checked, loaded, saved, encoded and decoded with.
 
-Borders: `pixels` are [-1, 1], `images` [0, 1], latents already multiplied by the VAE's scaling factor.
+Borders: pictures come in as bytes 0 ... 255, images go out in [0, 1]; latents carry the VAE's scaling factor.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import shutil
 from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import diffusers
 import torch
@@ -18,7 +18,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -141,7 +141,7 @@ class StableDiffusion(nn.Module):
         self.register_buffer("alphas_bar", scheduler.alphas_cumprod, persistent=False)
 
     @classmethod
-    def load(cls, folder: Path, vae_folder: Path | None = None, variant: str | None = None) -> Self:
+    def load(cls, folder: Path, vae_folder: Path | None = None, variant: str | None = None) -> "StableDiffusion":
         """Loads the parts found by `locate`, in fp32 and evaluation mode, with the VAE of `vae_folder` if given."""
         # Without low_cpu_mem_usage=False diffusers asks for accelerate, which nothing here needs.
         options: dict[str, Any] = {"use_safetensors": True, "low_cpu_mem_usage": False, "torch_dtype": torch.float32}
@@ -190,9 +190,10 @@ class StableDiffusion(nn.Module):
         return hidden[place]
 
     @torch.no_grad()
-    def encode(self, pixels: Float[Tensor, "rows 3 height width"]) -> Float[Tensor, "rows twice_c h w"]:
-        """Pixels in [-1, 1] => mean and standard deviation of the scaled latents, stacked along the channels."""
-        posterior = self.vae.encode(pixels.contiguous(memory_format=torch.channels_last)).latent_dist
+    def encode(self, pictures: UInt8[Tensor, "rows 3 height width"]) -> Float[Tensor, "rows twice_c h w"]:
+        """Bytes => mean and standard deviation of the scaled latents, stacked along the channels."""
+        pixels = (pictures.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+        posterior = self.vae.encode(pixels).latent_dist
         return torch.cat([posterior.mean, posterior.std], dim=1).float() * self.scaling_factor
 
     @torch.no_grad()

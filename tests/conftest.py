@@ -1,0 +1,65 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from lightning_dreambooth import cli
+from lightning_dreambooth.stable_diffusion import StableDiffusion, locate
+
+os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # LightningCLI's own calls; the bound in setup.cfg covers them
+torch.set_num_threads(1)  # the models are so small that a second thread only waits
+
+
+@pytest.fixture(scope="session")
+def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.stable_diffusion(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def model(tiny_sd: Path) -> StableDiffusion:
+    return StableDiffusion.load(locate(str(tiny_sd)))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder with five pictures in `girl/`."""
+    monkeypatch.chdir(tmp_path)
+    tiny.pictures(tmp_path / "girl", 5)
+    return tmp_path
+
+
+@pytest.fixture
+def run(here: Path, tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., cli.DreamBoothCLI]:
+    """Runs a verb through the front door on the tiny model, with settings that take a second."""
+    small = {
+        "model.pretrained": tiny_sd, "data.instance_data_dir": "girl", "data.instance_prompt": "a photo of sks girl",
+        "data.class_data_dir": "class", "data.class_prompt": "a photo of a girl", "data.num_class_images": 3,
+        "data.class_steps": 2, "samples.steps": 2, "samples.num_images": 1, "trainer.max_steps": 4,
+        "trainer.accelerator": "cpu", "model.train_text_encoder": True, "trainer.enable_progress_bar": False, "trainer.log_every_n_steps": 1,
+    }  # fmt: skip
+
+    def run(verb: str = "fit", *words: str, **settings: object) -> cli.DreamBoothCLI:
+        values = small | {key.replace("__", "."): value for key, value in settings.items()}
+        flags = [f"--{key}={value}" for key, value in values.items() if value is not None]
+        monkeypatch.setattr("sys.argv", ["lightning_dreambooth", verb, *words, *flags])
+        return cli.main()
+
+    return run
+
+
+@pytest.fixture
+def complaint(run: Callable[..., object], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The one line that a run with wrong input ends in."""
+
+    def complaint(*words: str, **settings: object) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            run(*words, **settings)
+        assert stopped.value.code == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+        assert len(lines) == 1
+        return lines[0]
+
+    return complaint

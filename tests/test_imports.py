@@ -1,0 +1,70 @@
+"""Who may import whom: a module imports only from those before it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import lightning_dreambooth
+
+FOLDER = Path(lightning_dreambooth.__file__).parent
+MAY_IMPORT = {
+    "errors": set(),
+    "draws": set(),
+    "diffusion": set(),
+    "optimization": set(),
+    "pictures": {"errors"},
+    "concepts": {"errors", "pictures"},
+    "stable_diffusion": {"errors"},
+    "sampling": {"errors", "stable_diffusion"},
+    "priors": {"concepts", "draws", "errors", "pictures", "sampling", "stable_diffusion"},
+    "latents": {"pictures"},
+    "dataset": {"concepts", "draws", "latents", "pictures"},
+    "data": {"concepts", "dataset", "errors", "latents", "priors", "sampling", "stable_diffusion"},
+    "module": {"dataset", "diffusion", "draws", "errors", "optimization", "sampling", "stable_diffusion"},
+    "checkpoint_io": set(),
+    "export": {"checkpoint_io", "data", "module"},
+    "callbacks": {
+        "checkpoint_io", "data", "dataset", "errors", "export", "module", "optimization", "pictures", "sampling",
+    },
+    "cli": {"callbacks", "checkpoint_io", "data", "errors", "module"},
+    "__init__": set(),
+    "__main__": {"cli"},
+}  # fmt: skip
+ONLY_IN = {
+    "pytorch_lightning": {"data", "module", "callbacks", "checkpoint_io", "cli"},
+    "diffusers": {"stable_diffusion", "sampling"},
+    "transformers": {"stable_diffusion"},
+    "jsonargparse": {"cli"},
+}
+
+
+def imports(module: str) -> set[str]:
+    tree = ast.parse((FOLDER / f"{module}.py").read_text())
+    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            whole = node.module == "lightning_dreambooth"
+            names += [f"{node.module}.{alias.name}" for alias in node.names] if whole else [node.module]
+    return set(names)
+
+
+def test_every_file_has_its_place() -> None:
+    assert {path.stem for path in FOLDER.glob("*.py")} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("module", MAY_IMPORT)
+def test_imports_point_one_way(module: str) -> None:
+    own = {name.split(".")[1] for name in imports(module) if name.startswith("lightning_dreambooth.")}
+    assert own <= MAY_IMPORT[module]
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_each_library_is_met_in_few_rooms(library: str) -> None:
+    users = {module for module in MAY_IMPORT if any(name.split(".")[0] == library for name in imports(module))}
+    assert users <= ONLY_IN[library]
+
+
+def test_left_is_before_right() -> None:
+    places = list(MAY_IMPORT)
+    assert all(places.index(other) < places.index(module) for module in places for other in MAY_IMPORT[module])

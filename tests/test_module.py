@@ -1,0 +1,283 @@
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import bitsandbytes
+import pytest
+import pytorch_lightning as pl
+import tiny
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from lightning_dreambooth import draws
+from lightning_dreambooth.errors import InputError, TrainingError
+from lightning_dreambooth.module import DreamBooth
+from lightning_dreambooth.optimization import ema_update, learning_rate_factor, probe, relative_change
+
+Run = Callable[..., object]
+
+
+def trained(cli) -> dict[str, torch.Tensor]:  # noqa: ANN001
+    return {
+        name: weight.detach().clone() for name, weight in cli.model.model.named_parameters() if weight.requires_grad
+    }
+
+
+def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_one_training_step_is_that_of_a_plain_diffusers_loop(run: Run, tmp_path: Path, kind: str) -> None:
+    """The same pictures, noise and timesteps through diffusers' own classes, with torch's own AdamW."""
+    folder = tiny.stable_diffusion(tmp_path / "sd", prediction_type=kind)
+    cli = run(
+        model__pretrained=folder, trainer__max_steps=1, data__batch_size=2, model__prior_weight=0.7, data__cache_latents=False,
+        trainer__gradient_clip_val=1.0, model__snr_gamma=5.0, model__noise_offset=0.1,
+    )  # fmt: skip
+    pairs = [cli.datamodule.dataset.pictures(i) for i in range(2)]
+    rows = [pair[0] for pair in pairs] + [pair[1] for pair in pairs]
+
+    options = {"low_cpu_mem_usage": False}
+    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **options)
+    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", **options)
+    text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=torch.float32)
+    tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+    scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+
+    def square(path: Path) -> torch.Tensor:
+        picture = Image.open(path)
+        side = min(picture.size)
+        left, top = round((picture.width - side) / 2), round((picture.height - side) / 2)
+        box = (left, top, left + side, top + side)
+        return pl_pixels(picture.resize((32, 32), Image.Resampling.LANCZOS, box))
+
+    def drawn(draw: Callable, purpose: str, size: object) -> torch.Tensor:
+        return torch.cat([draw(0, f"{purpose} {half}", [0, 1], size) for half in ("instance", "class")])
+
+    pixels = torch.stack([square(row.path) for row in rows])
+    posterior = vae.encode(pixels).latent_dist
+    latents = (posterior.mean + posterior.std * drawn(draws.normal, "posterior", (4, 8, 8))) * vae.config.scaling_factor
+    noise = drawn(draws.normal, "noise", (4, 8, 8)) + 0.1 * drawn(draws.normal, "noise offset", (4, 1, 1))
+    timesteps = drawn(draws.integers, "timestep", 1000)
+    noisy = scheduler.add_noise(latents.detach(), noise, timesteps)
+    ids = tokenizer([row.prompt for row in rows], padding="max_length", return_tensors="pt").input_ids
+    prediction = unet(noisy, timesteps, text_encoder(ids)[0]).sample
+    velocity = scheduler.get_velocity(latents.detach(), noise, timesteps)
+    error = F.mse_loss(prediction, noise if kind == "epsilon" else velocity, reduction="none").mean((1, 2, 3))
+    snr = scheduler.alphas_cumprod[timesteps] / (1 - scheduler.alphas_cumprod[timesteps])
+    error = error * snr.clamp(max=5) / (snr if kind == "epsilon" else snr + 1)
+    loss = error[:2].mean() + 0.7 * error[2:].mean()
+    parameters = [*unet.parameters(), *text_encoder.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=5e-6, weight_decay=1e-2)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+
+    assert float(cli.trainer.callback_metrics["train/loss"]) == pytest.approx(loss.item(), rel=1e-4)
+    expected = {f"unet.{name}": weight for name, weight in unet.named_parameters()}
+    expected |= {f"text_encoder.{name}": weight for name, weight in text_encoder.named_parameters()}
+    ours = trained(cli)
+    # Adam's first step is lr * sign(gradient), so compare where the gradient is not rounding noise.
+    agree = [
+        torch.isclose(ours[name], weight.detach(), atol=2e-7, rtol=0)[weight.grad.abs() > 1e-5 * loss.detach()].float()
+        for name, weight in expected.items()
+    ]
+    assert torch.cat(agree).mean() > 0.999
+
+
+def pl_pixels(picture: Image.Image) -> torch.Tensor:
+    return torch.tensor(list(picture.convert("RGB").tobytes())).view(32, 32, 3).permute(2, 0, 1) / 127.5 - 1
+
+
+def test_accumulation_equals_the_big_batch(run: Run) -> None:
+    sgd = {"model__optimizer": "torch.optim.SGD", "model__optimizer__lr": 0.1, "trainer__gradient_clip_val": None}
+    big = run(data__batch_size=4, trainer__max_steps=2, **sgd)
+    small = run(data__batch_size=2, trainer__max_steps=2, trainer__accumulate_grad_batches=2, **sgd)
+    assert small.trainer.global_step == big.trainer.global_step == 2
+    assert largest_difference(trained(big), trained(small)) < 1e-6
+    logged = [float(cli.trainer.callback_metrics["train/loss"]) for cli in (big, small)]
+    assert logged[0] == pytest.approx(logged[1], rel=1e-5)
+
+
+def test_a_prior_weight_of_zero_runs_no_class_branch(run: Run) -> None:
+    cli = run(model__prior_weight=0, data__class_data_dir=None, data__class_prompt=None)
+    assert not Path("class").exists()
+    batch = next(iter(cli.datamodule.train_dataloader()), None) or cli.datamodule.dataset.collate(
+        [cli.datamodule.dataset[0]]
+    )
+    assert len(batch.pictures) == 1
+    assert "train/prior_loss" not in cli.trainer.callback_metrics
+
+
+def test_cached_and_live_latents_train_the_same(run: Run) -> None:
+    live, cached = (run(data__cache_latents=cache, data__flip=True, data__crop="random") for cache in (False, True))
+    assert largest_difference(trained(live), trained(cached)) < 1e-5
+
+
+def test_a_frozen_text_encoder_is_embedded_once_and_does_not_move(run: Run) -> None:
+    cli = run(model__train_text_encoder=False)
+    assert cli.datamodule.dataset[0].rows[0].text.is_floating_point()
+    assert {name.split(".")[0] for name in trained(cli)} == {"unet"}
+    original = probe(cli.model.model.text_encoder)
+    cli.model.setup("fit")
+    assert torch.equal(probe(cli.model.model.text_encoder), original)
+
+
+@pytest.mark.parametrize("kind", ["AdamW8bit", "AdamW"])
+def test_eight_bit_adam_trains(run: Run, kind: str) -> None:
+    cli = run(model__optimizer=f"bitsandbytes.optim.{kind}", model__optimizer__lr=1e-3)
+    assert isinstance(cli.trainer.optimizers[0], getattr(bitsandbytes.optim, kind))
+    assert all(change > 1e-3 for change in cli.model.relative_changes().values())
+    states = cli.trainer.optimizers[0].state.values()
+    assert any(state["state1"].dtype == torch.uint8 for state in states) == (kind == "AdamW8bit")
+
+
+def test_the_text_encoder_stops_at_its_step(run: Run) -> None:
+    stopped = run(model__text_encoder_stop_step=2, model__text_encoder_lr=1e-3)
+    short = run(model__text_encoder_lr=1e-3, trainer__max_steps=2)
+    assert torch.equal(probe(stopped.model.model.text_encoder), probe(short.model.model.text_encoder))
+    assert not torch.equal(probe(stopped.model.model.unet), probe(short.model.model.unet))
+
+
+def test_frozen_weights_are_not_in_the_state(run: Run) -> None:
+    cli = run(model__train_text_encoder=False, model__ema_decay=0.9)
+    names = torch.load(Path("checkpoints", cli.folder.name, "state.ckpt"), weights_only=True)["state_dict"]
+    assert {".".join(name.split(".")[:2]) for name in names} == {"model.unet", "ema.module", "ema.n_averaged"}
+
+
+def test_resuming_equals_never_stopping(run: Run) -> None:
+    settings = {"model__ema_decay": 0.9, "data__flip": True, "model__lr_schedule": "cosine", "model__warmup_steps": 2}
+    whole = run(**settings, trainer__max_steps=6, checkpoint__every_n_steps=3, name="whole")
+    half = run(
+        **settings, trainer__max_steps=6, checkpoint__every_n_steps=3, name="half", trainer__limit_train_batches=3
+    )
+    assert half.trainer.global_step == 3
+    resumed = run(**settings, trainer__max_steps=6, checkpoint__every_n_steps=3, name="half", ckpt_path="last")
+    assert resumed.trainer.global_step == 6
+    states = [torch.load(f"checkpoints/{name}/state.ckpt", weights_only=True) for name in ("whole", "half")]
+    for key in ("state_dict", "optimizer_states", "lr_schedulers"):
+        assert_same(states[0][key], states[1][key])
+    assert largest_difference(trained(whole), trained(resumed)) == 0
+
+
+def assert_same(a: object, b: object) -> None:
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def test_a_state_of_other_weights_is_refused(run: Run, complaint: Callable[..., str]) -> None:
+    run(name="first")
+    assert "resume with the model settings" in complaint(
+        name="first", ckpt_path="last", model__train_text_encoder=False
+    )
+
+
+def test_the_average_is_what_is_exported_and_drawn(run: Run) -> None:
+    cli = run(model__ema_decay=0.9, model__optimizer="torch.optim.SGD", model__optimizer__lr=0.5)
+    current, average = trained(cli), cli.model.ema.module
+    exported = UNet2DConditionModel.from_pretrained(
+        cli.folder / "exports/step-000004", subfolder="unet", low_cpu_mem_usage=False
+    )
+    torch.testing.assert_close(
+        dict(exported.named_parameters()), dict(average["unet"].named_parameters()), atol=1e-3, rtol=1e-3
+    )
+    with cli.model.averaged():
+        assert torch.equal(probe(cli.model.model.unet), probe_of(average["unet"], cli, current))
+    assert largest_difference(current, trained(cli)) == 0
+
+
+def probe_of(average: torch.nn.Module, cli, current: dict[str, torch.Tensor]) -> torch.Tensor:  # noqa: ANN001
+    """Inside `averaged` the average module holds the current weights; leave and look, then come back."""
+    del current
+    cli.model._exchange()
+    values = probe(average)
+    cli.model._exchange()
+    return values
+
+
+def test_ema_follows_its_formula() -> None:
+    average, current = [torch.tensor([1.0, 2.0])], [torch.tensor([3.0, 6.0])]
+    ema_update(0.5)(average, current, 100)
+    assert torch.equal(average[0], torch.tensor([2.0, 4.0]))
+    ema_update(0.999)(average, current, 8)  # the ninth update still decays by (1 + 8) / (10 + 8) only
+    assert torch.equal(average[0], torch.tensor([2.5, 5.0]))
+
+
+def test_learning_rate_warms_up_and_ends_at_zero() -> None:
+    linear, cosine = (learning_rate_factor(kind, 2, 6) for kind in ("linear", "cosine"))
+    assert [linear(step) for step in range(7)] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
+    assert [cosine(step) for step in (2, 4, 6)] == pytest.approx([1.0, 0.5, 0.0])
+    assert learning_rate_factor("constant", 0, 6)(5) == 1.0
+    assert learning_rate_factor("constant", 0, 6, stop_step=3)(3) == 0.0
+
+
+def test_relative_change_is_the_ratio_of_norms() -> None:
+    part = torch.nn.Linear(4, 4)
+    start = probe(part)
+    with torch.no_grad():
+        for parameter in part.parameters():
+            parameter.mul_(1.25)
+    assert float(relative_change(probe(part), start)) == pytest.approx(0.25)
+
+
+def test_nan_stops_before_the_update(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loss = DreamBooth.loss
+    monkeypatch.setattr(DreamBooth, "loss", lambda self, batch: poisoned(loss(self, batch), batch.numbers[0] == 2))
+    with pytest.raises(SystemExit) as stopped:
+        run(name="poisoned", checkpoint__every_n_steps=1)
+    assert stopped.value.code == 1
+    assert "stopped before the update of step 3: the gradient of unet." in capsys.readouterr().err
+    state = torch.load("checkpoints/poisoned/state.ckpt", weights_only=True)
+    assert state["global_step"] == 2
+    assert all(value.isfinite().all() for value in state["state_dict"].values())
+
+
+def poisoned(loss, poison: bool):  # noqa: ANN001, ANN201
+    return loss._replace(total=loss.total * float("nan")) if poison else loss
+
+
+def test_a_run_that_changes_nothing_says_so(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(model__optimizer="torch.optim.SGD", model__optimizer__lr=1e-30)
+    assert stopped.value.code == 1
+    assert "has not changed; raise the learning rate" in capsys.readouterr().err
+
+
+def test_gradient_checkpointing_changes_nothing(run: Run) -> None:
+    plain, checkpointed = (run(model__gradient_checkpointing=on) for on in (False, True))
+    assert largest_difference(trained(plain), trained(checkpointed)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prior_weight": -1.0}, "model.prior_weight is -1.0, must be 0 or more"),
+        ({"snr_gamma": 0.0}, "model.snr_gamma is 0.0, must be above 0"),
+        ({"ema_decay": 1.0}, "model.ema_decay is 1.0, must lie between 0 and 1"),
+        ({"text_encoder_lr": 1e-5}, "need model.train_text_encoder: true"),
+    ],
+)
+def test_wrong_values_are_refused(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        DreamBooth(**settings)
+
+
+def test_defaults_are_the_papers() -> None:
+    assert DreamBooth().prior_weight == 1.0
+    optimizer = DreamBooth().optimizer([torch.zeros(1)])
+    assert (type(optimizer), optimizer.defaults["lr"]) == (torch.optim.AdamW, 5e-6)
