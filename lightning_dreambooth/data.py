@@ -199,6 +199,8 @@ class DreamBoothData(pl.LightningDataModule):
         """Checks everything, then draws the class images that are missing."""
         if self.trainer and self.trainer.predicting:
             return
+        if self.trainer and self.trainer.max_steps < 1:
+            raise InputError("trainer.max_steps must be 1 or more: the length of the training in optimizer steps")
         self.check()
         if self.prior_weight > 0:
             for missing, recipe in [self._plan(concept) for concept in self.concepts]:
@@ -258,8 +260,6 @@ class DreamBoothData(pl.LightningDataModule):
     def train_dataloader(self) -> OrderedLoader:
         """Micro-batches from where training stands to `max_steps`, as one long epoch."""
         trainer = self.trainer
-        if trainer is None or trainer.max_steps < 1:
-            raise InputError("trainer.max_steps must be 1 or more: the length of the training in optimizer steps")
         accumulation = trainer.accumulate_grad_batches
         order = ShardedOrder(
             trainer.max_steps * accumulation, trainer.global_step * accumulation,

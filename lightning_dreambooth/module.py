@@ -6,6 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins import MixedPrecision
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -63,7 +64,9 @@ class DreamBooth(pl.LightningModule):
         train_text_encoder: bool = False,
         text_encoder_lr: float | None = None,
         text_encoder_stop_step: int | None = None,
-        optimizer: Callable[[Iterable[Any]], Optimizer] = lambda parameters: torch.optim.AdamW(parameters, lr=5e-6, weight_decay=1e-2),
+        optimizer: Callable[[Iterable[Any]], Optimizer] = lambda parameters: torch.optim.AdamW(
+            parameters, lr=5e-6, weight_decay=1e-2
+        ),
         lr_schedule: Schedule = "constant",
         warmup_steps: int = 0,
         snr_gamma: float | None = None,
@@ -206,6 +209,14 @@ class DreamBooth(pl.LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.ema is not None:
             self.ema.update_parameters(nn.ModuleDict(self.trained))
+
+    def configure_gradient_clipping(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
+        """Clips, also for fused optimizers in bf16, which Lightning refuses as if gradients were scaled there."""
+        precision, norm = self.trainer.precision_plugin, self.trainer.gradient_clip_val
+        if isinstance(precision, MixedPrecision) and precision.scaler is None and norm:
+            nn.utils.clip_grad_norm_([weight for group in optimizer.param_groups for weight in group["params"]], norm)
+        else:
+            super().configure_gradient_clipping(optimizer, *args, **kwargs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps frozen weights out of the state: they are the base model's."""

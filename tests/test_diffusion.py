@@ -4,7 +4,12 @@ from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
 from lightning_dreambooth.diffusion import (
-    add_noise, min_snr_weights, posterior_sample, prior_preservation_loss, squared_error, target,
+    add_noise,
+    min_snr_weights,
+    posterior_sample,
+    prior_preservation_loss,
+    squared_error,
+    target,
 )  # fmt: skip
 
 SCHEDULER = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")

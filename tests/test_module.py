@@ -1,19 +1,17 @@
-import copy
 from collections.abc import Callable
 from pathlib import Path
 
 import bitsandbytes
 import pytest
-import pytorch_lightning as pl
 import tiny
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
+from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from lightning_dreambooth import draws
-from lightning_dreambooth.errors import InputError, TrainingError
+from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.module import DreamBooth
 from lightning_dreambooth.optimization import ema_update, learning_rate_factor, probe, relative_change
 
@@ -36,8 +34,8 @@ def test_one_training_step_is_that_of_a_plain_diffusers_loop(run: Run, tmp_path:
     """The same pictures, noise and timesteps through diffusers' own classes, with torch's own AdamW."""
     folder = tiny.stable_diffusion(tmp_path / "sd", prediction_type=kind)
     cli = run(
-        model__pretrained=folder, trainer__max_steps=1, data__batch_size=2, model__prior_weight=0.7, data__cache_latents=False,
-        trainer__gradient_clip_val=1.0, model__snr_gamma=5.0, model__noise_offset=0.1,
+        model__pretrained=folder, model__prior_weight=0.7, model__snr_gamma=5.0, model__noise_offset=0.1,
+        data__batch_size=2, data__cache_latents=False, trainer__max_steps=1, trainer__gradient_clip_val=1.0,
     )  # fmt: skip
     pairs = [cli.datamodule.dataset.pictures(i) for i in range(2)]
     rows = [pair[0] for pair in pairs] + [pair[1] for pair in pairs]
@@ -68,7 +66,9 @@ def test_one_training_step_is_that_of_a_plain_diffusers_loop(run: Run, tmp_path:
     ids = tokenizer([row.prompt for row in rows], padding="max_length", return_tensors="pt").input_ids
     prediction = unet(noisy, timesteps, text_encoder(ids)[0]).sample
     velocity = scheduler.get_velocity(latents.detach(), noise, timesteps)
-    error = F.mse_loss(prediction, noise if kind == "epsilon" else velocity, reduction="none").mean((1, 2, 3))
+    error = nn.functional.mse_loss(prediction, noise if kind == "epsilon" else velocity, reduction="none").mean(
+        (1, 2, 3)
+    )
     snr = scheduler.alphas_cumprod[timesteps] / (1 - scheduler.alphas_cumprod[timesteps])
     error = error * snr.clamp(max=5) / (snr if kind == "epsilon" else snr + 1)
     loss = error[:2].mean() + 0.7 * error[2:].mean()

@@ -41,7 +41,7 @@ def test_class_images_are_topped_up_with_those_a_larger_set_would_have(here: Pat
     assert few.items() <= contents().items()
     for path in Path("class").glob("*.png"):
         path.unlink()
-    topped = {path: seed for path, seed in json.loads(Path("class", MANIFEST).read_text())["seeds"].items()}
+    topped = json.loads(Path("class", MANIFEST).read_text())["seeds"]
     fill(model, 5)
     assert json.loads(Path("class", MANIFEST).read_text())["seeds"] == topped
     assert len(set(topped.values())) == 5

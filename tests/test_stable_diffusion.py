@@ -9,7 +9,12 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.stable_diffusion import (
-    StableDiffusion, fingerprint, locate, locate_vae, native_resolution, vae_factor,
+    StableDiffusion,
+    fingerprint,
+    locate,
+    locate_vae,
+    native_resolution,
+    vae_factor,
 )  # fmt: skip
 
 PICTURES = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

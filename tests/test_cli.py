@@ -1,0 +1,264 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import yaml
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torchvision.transforms.functional import pil_to_tensor
+
+from lightning_dreambooth import cli
+from lightning_dreambooth.errors import InputError
+
+
+def opened(path: str | Path) -> Image.Image:
+    with Image.open(path) as picture:
+        picture.load()
+    return picture
+
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+Run = Callable[..., cli.DreamBoothCLI]
+Complaint = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SD 1.5's layout: VAE factor 8, weights also as fp16 variant."""
+    folder = tiny.stable_diffusion(tmp_path_factory.mktemp("model") / "sd15", factor=8)
+    for file in list(folder.rglob("*.safetensors")):
+        shutil.copy(file, file.with_suffix(".fp16.safetensors"))
+    return folder
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_trains_to_an_export(
+    here: Path, tiny_sd: Path, sd15: Path, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded = "toon" in config.stem.split("_")
+    words = [f"--config={config}"]
+    if config.stem == "low_memory":
+        words.insert(0, f"--config={ROOT / 'configs/sd15.yaml'}")
+    vae = yaml.safe_load(config.read_text())["model"].get("vae")
+    words += [f"--model.vae={sd15 / 'vae'}"] if vae else []
+    if config.stem == "toon_two_concepts":
+        shutil.copytree(ROOT / "configs", here / "configs")
+        for name in ("sks_girl", "sks_style"):
+            tiny.pictures(here / "checkpoints/pictures" / name, 2)
+    else:
+        words.append("--data.instance_data_dir=girl")
+    settings = {
+        "model.pretrained": tiny_sd if embedded else sd15, "data.num_class_images": 2, "data.class_steps": 1,
+        "data.resolution": 32, "samples.num_images": 1, "samples.steps": 1, "trainer.max_steps": 1,
+        "trainer.accelerator": "cpu", "trainer.log_every_n_steps": 1, "trainer.enable_progress_bar": "false",
+        "trainer.precision": "bf16-mixed",
+    }  # fmt: skip
+    words += [f"--{key}={value}" for key, value in settings.items()]
+    monkeypatch.setattr("sys.argv", ["lightning_dreambooth", "fit", *words])
+    finished = cli.main()
+    assert finished.folder == Path("checkpoints", config.stem)
+    pipeline = StableDiffusionPipeline.from_pretrained(finished.folder / "exports/step-000001")
+    assert pipeline.unet.config.sample_size == 8
+
+
+def test_the_summary_says_where_everything_lies(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run(name="first")
+    summary = capsys.readouterr().out.splitlines()[-1]
+    assert summary.startswith("first: 4 steps in ")
+    for place in (
+        "checkpoints/first/samples",
+        "tensorboard --logdir checkpoints",
+        "checkpoints/first/exports/step-000004",
+    ):
+        assert place in summary
+    assert Path("checkpoints/first/samples/step-000000.png").is_file()
+    assert Path("checkpoints/first/samples/step-000004.png").is_file()
+    assert opened("checkpoints/first/training_pictures.png").width > 32
+
+
+def test_the_log_holds_curves_and_pictures(run: Run) -> None:
+    run(name="first", samples__every_n_steps=2)
+    log = EventAccumulator("checkpoints/first").Reload()
+    scalars, images = set(log.Tags()["scalars"]), log.Tags()["images"]
+    parts = ("unet", "text_encoder")
+    kinds = ("gradient_norm", "weight_change", "learning_rate")
+    assert {f"{kind}/{part}" for kind in kinds for part in parts} <= scalars
+    losses = {"train/loss", "train/instance_loss", "train/prior_loss", "train/samples_per_second"}
+    assert losses <= scalars
+    assert [event.step for event in log.Images("samples")] == [0, 2, 4]
+    assert "training pictures" in images
+    total, instance, prior = (
+        log.Scalars(f"train/{name}")[-1].value for name in ("loss", "instance_loss", "prior_loss")
+    )
+    assert total == pytest.approx(instance + prior, rel=1e-5)
+
+
+def test_grids_of_a_run_share_their_noise_across_steps(run: Run) -> None:
+    settings = {"model__optimizer": "torch.optim.SGD", "model__optimizer__lr": 1e-6, "samples__every_n_steps": 2}
+    run(name="first", **settings)
+    first, last = (pil_to_tensor(opened(f"checkpoints/first/samples/step-00000{n}.png")).int() for n in (0, 4))
+    assert (first - last).abs().max() <= 2
+
+
+def test_only_the_newest_exports_are_kept(run: Run) -> None:
+    run(name="first", checkpoint__every_n_steps=1, checkpoint__keep=2)
+    assert sorted(path.name for path in Path("checkpoints/first/exports").iterdir()) == ["step-000003", "step-000004"]
+    assert [path.name for path in Path("checkpoints/first").glob("*.ckpt")] == ["state.ckpt"]
+
+
+def test_an_export_has_a_card_of_what_it_was_trained_on(run: Run) -> None:
+    run(name="first")
+    card = Path("checkpoints/first/exports/step-000004/README.md").read_text()
+    assert "`a photo of sks girl`: 5 instance pictures, with 3 class pictures of `a photo of a girl`" in card
+    assert yaml.safe_load(card.split("---")[1])["library_name"] == "diffusers"
+
+
+def test_a_name_is_made_from_the_config_and_never_taken_twice(run: Run, here: Path) -> None:
+    Path("mine.yaml").write_text("trainer: {max_steps: 1}\n")
+    folders = [run("fit", "--config=mine.yaml").folder for _ in range(2)]
+    assert folders == [Path("checkpoints/mine"), Path("checkpoints/mine-2")]
+
+
+def test_a_given_name_that_is_taken_is_refused_and_nothing_is_overwritten(run: Run, complaint: Complaint) -> None:
+    run(name="first")
+    before = {path: path.stat().st_mtime_ns for path in Path("checkpoints/first").rglob("*")}
+    assert "checkpoints/first is taken by another run; choose another name, or add --ckpt_path last" in complaint(
+        name="first"
+    )
+    assert {path: path.stat().st_mtime_ns for path in Path("checkpoints/first").rglob("*")} == before
+
+
+def test_the_saved_config_runs_the_job_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run("fit", trainer__max_steps=2)
+    monkeypatch.setattr("sys.argv", ["lightning_dreambooth", "fit", f"--config={first.folder / 'config.yaml'}"])
+    again = cli.main()
+    assert again.folder == Path(f"{first.folder}-2")
+    weights = [dict(run.model.model.unet.named_parameters()) for run in (first, again)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_the_command_line_wins_over_the_checkpoint(run: Run) -> None:
+    run(name="first")
+    resumed = run(name="first", ckpt_path="last", trainer__max_steps=5, model__prior_weight=0.25)
+    assert resumed.model.prior_weight == 0.25
+
+
+def test_predict_writes_the_pictures_that_plain_diffusers_draws(run: Run) -> None:
+    export = run(name="first").folder / "exports/step-000004"
+    shutil.rmtree("girl")
+    drawn = run(
+        "predict", model__pretrained=export, samples__prompts="a photo of sks girl", samples__negative_prompt="ugly",
+        samples__num_images=2, samples__steps=3, name="drawn", data__instance_data_dir=None, data__instance_prompt=None,
+        data__class_data_dir=None, data__class_prompt=None,
+    ).folder  # fmt: skip
+    pipeline = StableDiffusionPipeline.from_pretrained(export)
+    pipeline.set_progress_bar_config(disable=True)
+    for seed in (0, 1):
+        picture = opened(drawn / f"{seed:04d}-a-photo-of-sks-girl-seed{seed}.png")
+        expected = pipeline(
+            "a photo of sks girl", negative_prompt="ugly", num_inference_steps=3,
+            generator=torch.Generator().manual_seed(seed),
+        ).images[0]  # fmt: skip
+        assert (pil_to_tensor(picture).int() - pil_to_tensor(expected).int()).abs().max() <= 1
+        about = {"prompt": "a photo of sks girl", "negative_prompt": "ugly", "seed": str(seed), "steps": "3"}
+        assert about.items() <= picture.text.items()
+    assert opened(drawn / "grid.png").width > 2 * 32
+
+
+def test_predict_draws_a_checkpoint_with_its_saved_config(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run(name="first", checkpoint__dtype="float32")
+    words = ["--samples.prompts=a boy", "--samples.num_images=1", "--name=drawn"]
+    config = [f"--config={first.folder / 'config.yaml'}", f"--ckpt_path={first.folder / 'state.ckpt'}"]
+    monkeypatch.setattr("sys.argv", ["lightning_dreambooth", "predict", *config, *words])
+    cli.main()
+    from_export = run("predict", name="again", model__pretrained=first.folder / "exports/step-000004",
+                      samples__prompts="a boy")  # fmt: skip
+    pictures = [pil_to_tensor(opened(Path("checkpoints", name, "grid.png"))).int() for name in ("drawn", "again")]
+    assert (pictures[0] - pictures[1]).abs().max() <= 1
+    assert from_export.folder == Path("checkpoints/again")
+
+
+def test_predict_reads_prompts_from_a_file(run: Run) -> None:
+    Path("prompts.txt").write_text("a girl\n\na boy\n")
+    drawn = run("predict", samples__prompts_file="prompts.txt").folder
+    assert [path.name for path in sorted(drawn.glob("0*.png"))] == ["0000-a-girl-seed0.png", "0001-a-boy-seed0.png"]
+
+
+def test_two_concepts_train_together(run: Run) -> None:
+    tiny.pictures(Path("boy"), 3)
+    Path("concepts.json").write_text(
+        json.dumps(
+            [
+                {
+                    "instance_prompt": f"sks {name}", "instance_data_dir": name,
+                    "class_prompt": f"a {name}", "class_data_dir": f"c/{name}",
+                }
+                for name in ("girl", "boy")
+            ]
+        )
+    )  # fmt: skip
+    by_flags = ("instance_prompt", "instance_data_dir", "class_prompt", "class_data_dir")
+    done = run(data__concepts_list="concepts.json", **{f"data__{flag}": None for flag in by_flags})
+    assert [len(list(Path("c", name).glob("*.png"))) for name in ("girl", "boy")] == [3, 3]
+    assert len(done.datamodule.dataset.concepts) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"data__instance_data_dir": "nowhere"}, "nowhere is not a folder"),
+        ({"data__instance_prompt": None}, "nothing to learn"),
+        ({"data__class_prompt": None}, "which the prior loss needs"),
+        ({"data__resolution": 30}, "data.resolution is 30, must be a multiple of the VAE's factor 4"),
+        ({"data__batch_size": 0}, "data.batch_size is 0, must be 1 or more"),
+        ({"data__caption_dropout": 1.5}, "data.caption_dropout is 1.5, must lie in 0 ... 1"),
+        ({"data__class_steps": 0}, "steps is 0, must be 1 or more"),
+        ({"data__concepts_list": "concepts.json"}, "concepts_list and a concept by flags are both given"),
+        ({"model__prior_weight": -1}, "model.prior_weight is -1.0, must be 0 or more"),
+        ({"model__pretrained": "no/such"}, "no/such is neither a folder here nor a model that the hub gives"),
+        ({"model__prior_wieght": 1}, "prior_wieght"),
+        ({"data__pretrained": "x"}, "data.pretrained"),
+        ({"trainer__max_steps": None}, "trainer.max_steps must be 1 or more"),
+        ({"trainer__max_steps": "1e3"}, 'Parser key "trainer.max_steps"'),
+        ({"samples__sampler": "pndm"}, "samples.sampler"),
+        ({"samples__prompts_file": "nowhere.txt"}, "samples.prompts_file nowhere.txt must be a file"),
+        ({"samples__num_images": 0}, "samples.num_images is 0, must be 1 or more"),
+        ({"checkpoint__keep": 0}, "checkpoint.keep is 0, must be 1 or more"),
+        ({"config": "nowhere.yaml"}, "nowhere.yaml"),
+        ({"ckpt_path": "last"}, "there is no state to resume in checkpoints/dreambooth"),
+        ({"ckpt_path": "nowhere.ckpt"}, "ckpt_path nowhere.ckpt is not a file"),
+    ],
+)
+def test_wrong_input_ends_in_one_line_and_changes_nothing(
+    complaint: Complaint, here: Path, settings: dict[str, object], message: str
+) -> None:
+    before = sorted(here.rglob("*"))
+    assert message in complaint(**settings)
+    assert sorted(here.rglob("*")) == before
+
+
+def test_a_typo_in_a_config_is_named(complaint: Complaint) -> None:
+    Path("mine.yaml").write_text("model: {prior_wieght: 1}\n")
+    assert "prior_wieght" in complaint("fit", "--config=mine.yaml")
+
+
+@pytest.mark.parametrize("own", ["--config=x.yaml", "-c", "--model.prior_weight=1", "--data.instance_prompt=x"])
+def test_the_example_does_not_leak_into_a_run_that_names_its_own(own: str) -> None:
+    assert cli.with_example(["fit", own]) == ["fit", own]
+
+
+def test_fit_alone_learns_the_bundled_character() -> None:
+    assert cli.with_example(["fit", "--trainer.max_steps=9"])[1:3] == ["--config", str(ROOT / "configs/toon.yaml")]
+    assert cli.with_example(["predict"]) == ["predict"]
+
+
+def test_where_the_example_is_not_installed_one_line_asks_for_a_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "EXAMPLE", Path("nowhere/toon.yaml"))
+    with pytest.raises(InputError, match=r"toon\.yaml is not installed here; give --config"):
+        cli.with_example(["fit"])
