@@ -21,7 +21,6 @@ RUNS = Path("checkpoints")
 EXAMPLE = Path(__file__).parent.parent / "configs" / "toon.yaml"
 
 TRAINER_DEFAULTS = {
-    "callbacks": [Watch()],
     "enable_checkpointing": False,  # Keep does it
     "enable_model_summary": False,
     "gradient_clip_val": 1.0,
@@ -158,7 +157,7 @@ def main(args: list[str] | None = None) -> DreamBoothCLI:
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            trainer_defaults=TRAINER_DEFAULTS,
+            trainer_defaults=TRAINER_DEFAULTS | {"callbacks": [Watch()]},
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"prog": PROG, "exit_on_error": False},
         )  # fmt: skip

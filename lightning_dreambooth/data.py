@@ -189,6 +189,10 @@ class DreamBoothData(pl.LightningDataModule):
         for concept in self.concepts:
             if skipped := concepts_.check(concept, needs_class=self.prior_weight > 0):
                 print(f"{concept.instance_data_dir}: skipped {skipped} files that are no pictures")
+        by_folder = {concept.class_data_dir: concept.class_prompt for concept in self.concepts}
+        for concept in self.concepts:
+            if self.prior_weight > 0 and by_folder[concept.class_data_dir] != concept.class_prompt:
+                raise InputError(f"{concept.class_data_dir} is class_data_dir of two class prompts; give each its own")
         factor = vae_factor(self.vae_folder)
         if self.resolution_px % factor:
             raise InputError(
@@ -198,14 +202,18 @@ class DreamBoothData(pl.LightningDataModule):
     def prepare_data(self) -> None:
         """Checks everything, then draws the class images that are missing."""
         if self.trainer and self.trainer.predicting:
+            if not self.requests:
+                raise InputError("nothing to draw: give samples.prompts or samples.prompts_file")
             return
         if self.trainer and self.trainer.max_steps < 1:
             raise InputError("trainer.max_steps must be 1 or more: the length of the training in optimizer steps")
         self.check()
         if self.prior_weight > 0:
-            for missing, recipe in [self._plan(concept) for concept in self.concepts]:
+            for concept in self.concepts:
+                self._plan(concept)  # raises before anything is drawn
+            for concept in self.concepts:
                 with self._precision():
-                    priors.draw(missing, lambda: self.model, recipe, self.class_batch_size)
+                    priors.draw(*self._plan(concept), lambda: self.model, self.class_batch_size)
 
     def _plan(self, concept: Concept) -> tuple[list[priors.Missing], Recipe]:
         recipe = Recipe(str(concept.class_prompt), *self.class_recipe, self.resolution_px, self.fingerprint)
@@ -259,7 +267,7 @@ class DreamBoothData(pl.LightningDataModule):
 
     def train_dataloader(self) -> OrderedLoader:
         """Micro-batches from where training stands to `max_steps`, as one long epoch."""
-        trainer = self.trainer
+        trainer: Any = self.trainer
         accumulation = trainer.accumulate_grad_batches
         order = ShardedOrder(
             trainer.max_steps * accumulation, trainer.global_step * accumulation,
