@@ -87,7 +87,7 @@ def write_manifest(missing: Sequence[Missing], recipe: Recipe) -> None:
     beside.replace(manifest)
 
 
-def draw(missing: Sequence[Missing], model: Callable[[], StableDiffusion], recipe: Recipe, batch_size: int) -> None:
+def draw(missing: Sequence[Missing], recipe: Recipe, model: Callable[[], StableDiffusion], batch_size: int) -> None:
     """Draws the missing class images, each written when its batch is done; asks for the model only if any are."""
     if not missing:
         return

@@ -243,6 +243,18 @@ def test_wrong_input_ends_in_one_line_and_changes_nothing(
     assert sorted(here.rglob("*")) == before
 
 
+def test_predict_without_prompts_is_refused(complaint: Complaint) -> None:
+    assert "nothing to draw: give samples.prompts" in complaint("predict")
+
+
+def test_one_class_folder_for_two_class_prompts_is_refused(complaint: Complaint) -> None:
+    concept = {"instance_prompt": "sks", "instance_data_dir": "girl", "class_data_dir": "class"}
+    Path("concepts.json").write_text(json.dumps([concept | {"class_prompt": prompt} for prompt in ("a girl", "a boy")]))
+    by_flags = ("instance_prompt", "instance_data_dir", "class_prompt", "class_data_dir")
+    settings = {"data__concepts_list": "concepts.json", **{f"data__{flag}": None for flag in by_flags}}
+    assert "class is class_data_dir of two class prompts" in complaint(**settings)
+
+
 def test_a_typo_in_a_config_is_named(complaint: Complaint) -> None:
     Path("mine.yaml").write_text("model: {prior_wieght: 1}\n")
     assert "prior_wieght" in complaint("fit", "--config=mine.yaml")

@@ -19,7 +19,7 @@ RECIPE = Recipe("a photo of a girl", "ugly", 2, 5.0, "ddim", 32, "fingerprint")
 
 def fill(model: StableDiffusion, wanted: int, recipe: Recipe = RECIPE, seed: int = 0) -> int:
     missing = plan(CONCEPT, wanted, recipe, seed)
-    draw(missing, lambda: model, recipe, batch_size=2)
+    draw(missing, recipe, lambda: model, batch_size=2)
     return len(missing)
 
 
@@ -82,4 +82,4 @@ def test_the_users_own_class_pictures_count(here: Path, model: StableDiffusion) 
 
 def test_enough_class_pictures_need_no_model(here: Path) -> None:
     tiny.pictures(Path("class"), 3)
-    draw(plan(CONCEPT, 3, RECIPE, 0), lambda: pytest.fail("the model was loaded"), RECIPE, 2)
+    draw(plan(CONCEPT, 3, RECIPE, 0), RECIPE, lambda: pytest.fail("the model was loaded"), 2)
