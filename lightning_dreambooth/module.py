@@ -210,13 +210,17 @@ class DreamBooth(pl.LightningModule):
         if self.ema is not None:
             self.ema.update_parameters(nn.ModuleDict(self.trained))
 
-    def configure_gradient_clipping(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
         """Clips, also for fused optimizers in bf16, which Lightning refuses as if gradients were scaled there."""
-        precision, norm = self.trainer.precision_plugin, self.trainer.gradient_clip_val
-        if isinstance(precision, MixedPrecision) and precision.scaler is None and norm:
-            nn.utils.clip_grad_norm_([weight for group in optimizer.param_groups for weight in group["params"]], norm)
+        precision = self.trainer.precision_plugin
+        unscaled = isinstance(precision, MixedPrecision) and precision.scaler is None
+        if unscaled and gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+            nn.utils.clip_grad_norm_(weights, gradient_clip_val)
         else:
-            super().configure_gradient_clipping(optimizer, *args, **kwargs)
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps frozen weights out of the state: they are the base model's."""

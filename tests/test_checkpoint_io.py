@@ -1,0 +1,52 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_dreambooth.checkpoint_io import AtomicCheckpointIO, replaced
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
+    target = tmp_path / "state"
+    with replaced(target) as beside:
+        beside.write_text("new")
+        assert not target.exists()
+    assert target.read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, folder: bool) -> None:
+    target = tmp_path / "state"
+
+    def write(path: Path, text: str) -> None:
+        if folder:
+            path.mkdir()
+            path = path / "inside"
+        path.write_text(text)
+
+    with replaced(target) as beside:
+        write(beside, "old")
+    with pytest.raises(Interrupted), replaced(target) as beside:
+        write(beside, "half")
+        raise Interrupted
+    assert (target / "inside" if folder else target).read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
+    state = {"step": 3, "names": ["a"], "weights": {"w": torch.arange(3.0)}}
+    AtomicCheckpointIO().save_checkpoint(state, tmp_path / "s.ckpt")
+    again = AtomicCheckpointIO().load_checkpoint(tmp_path / "s.ckpt")
+    assert torch.equal(again["weights"].pop("w"), state["weights"].pop("w"))
+    assert again == state
+
+
+def test_a_state_with_an_object_in_it_is_not_unpickled(tmp_path: Path) -> None:
+    torch.save({"path": Path("x")}, tmp_path / "s.ckpt")
+    with pytest.raises(Exception, match="Weights only load failed"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "s.ckpt")
