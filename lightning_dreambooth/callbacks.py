@@ -1,5 +1,6 @@
 """What happens beside the steps: what is watched, what is drawn, what is kept."""
 
+import math
 import re
 import shutil
 import time
@@ -20,12 +21,14 @@ from lightning_dreambooth.export import export
 from lightning_dreambooth.module import DreamBooth
 from lightning_dreambooth.optimization import gradient_norm
 from lightning_dreambooth.pictures import View, crop, read_picture, tile, write_png
-from lightning_dreambooth.sampling import Request, Sampler, batches
+from lightning_dreambooth.sampling import Request, Sampler, batches, check_request
 
 STATE = "state.ckpt"
 EXPORTS = "exports"
 SAMPLES = "samples"
 CONTACT_SHEET = 64  # training pictures shown at most
+SCALER_SKIPS = 20  # from its first scale of 65536 a gradient scaler is down to 1 after sixteen
+CALMER = "lower the learning rate, or use trainer.precision bf16-mixed or 32"
 
 
 def run_folder(trainer: pl.Trainer) -> Path:
@@ -48,15 +51,26 @@ def show(trainer: pl.Trainer, name: str, picture: Image.Image, path: Path) -> No
 class Watch(Callback):
     """Logs losses, gradients, weight changes, learning rates and throughput; stops a run that learns nothing."""
 
-    def __init__(self) -> None:
-        self.norms: dict[str, float] = {}
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts counting."""
         self.losses: list[dict[str, Tensor]] = []
-        self.rows = 0
+        self.rates: dict[str, float] = {}
+        self.norms: dict[str, float] = {}
+        self.updates = self.skipped = self.samples = 0
         self.seconds = 0.0
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
-        """Starts the clock that counts training alone."""
+        """Starts the clock, which does not count what other callbacks do between steps."""
         self.began = time.perf_counter()
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: Tensor) -> None:
+        """Refuses a loss that is no number.
+
+        Raises:
+            TrainingError: if the loss is not finite.
+        """
+        if not loss.isfinite():
+            raise TrainingError(f"{self._where(trainer)}: the loss is not finite; {CALMER}")
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
         """Measures the gradient and refuses an update that would do harm or nothing.
@@ -67,47 +81,54 @@ class Watch(Callback):
         parts: dict[str, torch.nn.Module] = pl_module.trained
         norms = torch.stack([gradient_norm(part).to(pl_module.device) for part in parts.values()]).tolist()
         self.norms = dict(zip(parts, norms, strict=True))
-        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None  # a scaler skips such steps by itself
+        self.rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+        finite = all(map(math.isfinite, norms))
+        self.updates += finite
+        self.skipped = 0 if finite else self.skipped + 1
+        # A gradient scaler finds its scale by such steps and skips them by itself.
+        tolerated = SCALER_SKIPS if getattr(trainer.precision_plugin, "scaler", None) else 0
         for name, norm in self.norms.items():
-            where = f"stopped before the update of step {trainer.global_step + 1}"
             if norm == 0:
-                raise TrainingError(f"{where}: no gradient reaches the {name}, nothing would be learned")
-            if not (scaled or norm < float("inf")):
+                raise TrainingError(f"{self._where(trainer)}: no gradient reaches the {name}, nothing would be learned")
+            if not math.isfinite(norm) and self.skipped > tolerated:
                 gradients = ((weight, p.grad) for weight, p in parts[name].named_parameters() if p.grad is not None)
-                bad = next(weight for weight, gradient in gradients if not gradient.isfinite().all())
-                raise TrainingError(
-                    f"{where}: the gradient of {name}.{bad} is not finite; "
-                    "lower the learning rate, or use trainer.precision bf16-mixed or 32"
-                )
+                bad = next((f".{weight}" for weight, grad in gradients if not grad.isfinite().all()), "")
+                raise TrainingError(f"{self._where(trainer)}: the gradient of {name}{bad} is not finite; {CALMER}")
+
+    def _where(self, trainer: pl.Trainer) -> str:
+        return f"stopped before the update of step {trainer.global_step + 1}"
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Logs the means of an optimizer step, not of its last micro-batch."""
         self.losses.append({name: value for name, value in outputs.items() if name != "loss"})
-        self.rows += len(batch.numbers)
+        self.samples += len(batch.numbers) * trainer.world_size
         self.seconds += time.perf_counter() - self.began
         if not stepped(trainer, batch_idx):
             return
         means = {name: torch.stack([loss[name] for loss in self.losses]).mean() for name in self.losses[0]}
         self.losses = []
-        shared = {"sync_dist": trainer.world_size > 1, "batch_size": 1}
-        pl_module.log("train/loss", means.pop("train/loss"), prog_bar=True, **shared)
-        pl_module.log_dict(means, **shared)
-        if trainer.global_step % trainer.log_every_n_steps == 0 or trainer.global_step == 1:  # type: ignore[attr-defined]
-            self._log_progress(trainer, pl_module)
+        for name, mean in means.items():
+            pl_module.log(
+                name, mean, prog_bar=name == "train/loss", logger=False, sync_dist=trainer.world_size > 1, batch_size=1
+            )
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if trainer.global_step % every == 0 or trainer.global_step == 1:
+            self._log(trainer, pl_module, means)
 
-    def _log_progress(self, trainer: pl.Trainer, pl_module: DreamBooth) -> None:
+    def _log(self, trainer: pl.Trainer, pl_module: DreamBooth, losses: dict[str, Tensor]) -> None:
         changes = {name: float(change) for name, change in pl_module.relative_changes().items()}
-        rates = {group["name"]: group["lr"] for group in trainer.optimizers[0].param_groups}
         for name, change in changes.items():
-            if change == 0 and rates[name] > 0:
+            if change == 0 and self.rates[name] > 0 and self.updates:
                 raise TrainingError(f"step {trainer.global_step}: the {name} has not changed; raise the learning rate")
-        values = {f"gradient_norm/{name}": norm for name, norm in self.norms.items()}
+        values = {name: float(trainer.strategy.reduce(loss, reduce_op="mean")) for name, loss in losses.items()}
+        values |= {f"gradient_norm/{name}": norm for name, norm in self.norms.items()}
         values |= {f"weight_change/{name}": change for name, change in changes.items()}
-        values |= {f"learning_rate/{name}": rate for name, rate in rates.items()}
-        values["train/samples_per_second"] = self.rows * trainer.world_size / self.seconds
-        self.rows, self.seconds = 0, 0.0
+        values |= {f"learning_rate/{name}": rate for name, rate in self.rates.items()}
+        loader: Any = trainer.train_dataloader
+        values["train/samples_per_second"] = self.samples / (self.seconds + loader.waited_seconds)
+        self.samples, self.seconds, loader.waited_seconds = 0, 0.0, 0.0
         if trainer.logger:
             trainer.logger.log_metrics(values, trainer.global_step)
 
@@ -151,6 +172,7 @@ class Samples(Callback):
             if value < 1:
                 raise InputError(f"samples.{name} is {value}, must be 1 or more")
         self.settings = (negative_prompt, steps, guidance_scale, sampler)
+        check_request(Request("", seed, *self.settings))
         self.seeds = range(seed, seed + num_images)
         self.batch_size = batch_size
         self.every_n_steps = every_n_steps
@@ -163,7 +185,7 @@ class Samples(Callback):
         """Shows the training pictures."""
         data: DreamBoothData = trainer.datamodule  # type: ignore[attr-defined]
         halves = [half for concept in data.dataset.concepts for half in (concept.instances, concept.classes) if half]
-        shown = [picture for half in halves for picture in half[: CONTACT_SHEET // len(halves)]]
+        shown = [picture for half in halves for picture in half[: max(1, CONTACT_SHEET // len(halves))]]
         pictures = [crop(read_picture(picture.path), min(128, data.resolution_px), View()) for picture in shown]
         show(trainer, "training pictures", tile(pictures, columns=8), run_folder(trainer) / "training_pictures.png")
 
@@ -233,6 +255,11 @@ class Keep(Callback):
         self.every_n_steps = every_n_steps
         self.keep = keep
         self.dtype = dtype
+        self.saved_step = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """What is resumed has been saved."""
+        self.saved_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Saves when it is time."""
@@ -240,9 +267,15 @@ class Keep(Callback):
         if due and stepped(trainer, batch_idx):
             self.save(trainer, pl_module)
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Saves a run that was ended early, by `trainer.max_time` or another callback."""
+        if trainer.global_step > self.saved_step:
+            self.save(trainer, pl_module)
+
     def save(self, trainer: pl.Trainer, pl_module: DreamBooth) -> None:
         """Writes state and export, then removes exports that are no longer kept."""
         folder = run_folder(trainer)
+        self.saved_step = trainer.global_step
         trainer.save_checkpoint(folder / STATE)
         if trainer.is_global_zero:
             exports = folder / EXPORTS

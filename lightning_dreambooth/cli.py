@@ -1,13 +1,15 @@
 """The front door: `python -m lightning_dreambooth fit | predict`."""
 
+import itertools
+import re
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError
-from pytorch_lightning import Trainer
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from lightning_dreambooth.callbacks import EXPORTS, SAMPLES, STATE, Keep, Samples, Watch
@@ -67,9 +69,14 @@ class DreamBoothCLI(LightningCLI):
         """Names the run, and finds the state to go on from."""
         config = self.config[self.subcommand]
         configs = [Path(str(path)) for path in config.get("config") or []]
-        self.folder = run_folder(str(self.subcommand), config.name, configs, config.get("ckpt_path"))
-        if config.get("ckpt_path") == "last":
-            config.ckpt_path = str(self.folder / STATE)
+        default = default_name(configs)
+        state = find_state(config.get("ckpt_path"), config.name or default)
+        if self.subcommand == "predict":
+            default, resumed = "predict", None
+        else:
+            resumed = state
+        self.folder = run_folder(config.name, default, resumed)
+        config.ckpt_path = None if state is None else str(state)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Sets where a run writes, and how."""
@@ -80,6 +87,9 @@ class DreamBoothCLI(LightningCLI):
             kwargs["logger"] = False
         elif given.get("logger") in (None, True):
             kwargs["logger"] = TensorBoardLogger(RUNS, name=self.folder.name, version="", default_hp_metric=False)
+        # The saved config runs the job again, from its beginning and under a name of its own.
+        config = self.config[self.subcommand]
+        config.name, config.ckpt_path = None, None
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
@@ -88,16 +98,18 @@ class DreamBoothCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Says what was achieved and where it lies."""
-        minutes, seconds = divmod(round(time.monotonic() - self.began), 60)
-        if "train/loss" not in self.trainer.callback_metrics:
-            print(f"{self.folder.name}: all {self.trainer.global_step} steps were done before; raise trainer.max_steps")
+        if not self.trainer.is_global_zero:
             return
-        loss = float(self.trainer.callback_metrics["train/loss"])
+        steps, loss = self.trainer.global_step, self.trainer.callback_metrics.get("train/loss")
+        if loss is None:
+            print(f"{self.folder.name}: nothing was trained, {steps} steps were done before; raise trainer.max_steps")
+            return
+        minutes, seconds = divmod(round(time.monotonic() - self.began), 60)
         moved = ", ".join(f"{name} moved {float(by):.2%}" for name, by in self.model.relative_changes().items())
         newest = max((self.folder / EXPORTS).iterdir())
         print(
-            f"{self.folder.name}: {self.trainer.global_step} steps in {minutes} min {seconds} s, last loss {loss:.4f}, "
-            f"{moved}; pictures in {self.folder / SAMPLES}, log: tensorboard --logdir {RUNS}, pipeline in {newest}"
+            f"{self.folder.name}: {steps} steps in {minutes} min {seconds} s, last loss {float(loss):.4f}, {moved}; "
+            f"pictures in {self.folder / SAMPLES}, log: tensorboard --logdir {RUNS}, pipeline in {newest}"
         )
 
     def after_predict(self) -> None:
@@ -105,31 +117,52 @@ class DreamBoothCLI(LightningCLI):
         print(f"{self.folder.name}: {len(self.datamodule.requests)} pictures and grid.png in {self.folder}")
 
 
-def run_folder(verb: str, name: str | None, configs: list[Path], ckpt_path: str | None) -> Path:
-    """Where a run writes: the given name, or one made from the last config that is still free.
+class LogConfig(SaveConfigCallback):
+    """Writes the whole config beside the run and into its log."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Called once, by the first process."""
+        if isinstance(trainer.logger, TensorBoardLogger):
+            text = self.parser.dump(self.config, skip_none=False)
+            trainer.logger.experiment.add_text("config", f"```yaml\n{text}\n```")
+
+
+def default_name(configs: list[Path]) -> str:
+    """The last config's name; that of its folder if it is the `config.yaml` of a run."""
+    if not configs:
+        return "dreambooth"
+    return configs[-1].resolve().parent.name if configs[-1].name == "config.yaml" else configs[-1].stem
+
+
+def find_state(ckpt_path: str | None, name: str) -> Path | None:
+    """`--ckpt_path` => the state it means; `last` is the newest of the runs of that name.
 
     Raises:
-        InputError: if a given name is taken by another run, or the state to resume is not there.
+        InputError: if there is none.
     """
-    if configs:
-        stem = configs[-1].stem if configs[-1].name != "config.yaml" else configs[-1].resolve().parent.name
-    else:
-        stem = "dreambooth"
-    if verb == "predict":
-        stem = "predict"
-    elif ckpt_path == "last":
-        names = [name] if name else [stem, f"{stem}-[0-9]*"]
-        states = [state for pattern in names for state in RUNS.glob(f"{pattern}/{STATE}")]
-        if not states:
-            raise InputError(f"there is no state to resume in {RUNS / (name or stem)}; leave out --ckpt_path")
-        return max(states, key=lambda state: state.stat().st_mtime).parent
-    elif ckpt_path is not None:
+    if ckpt_path is None:
+        return None
+    if ckpt_path != "last":
         if not Path(ckpt_path).is_file():
             raise InputError(f"ckpt_path {ckpt_path} is not a file; give a {STATE} or 'last'")
-        if name is None:
-            return Path(ckpt_path).parent
+        return Path(ckpt_path)
+    runs = re.compile(rf"{re.escape(name)}(-\d+)?")
+    states = [state for state in RUNS.glob(f"*/{STATE}") if runs.fullmatch(state.parent.name)]
+    if not states:
+        raise InputError(f"there is no state to resume in {RUNS / name}; leave out --ckpt_path")
+    return max(states, key=lambda state: state.stat().st_mtime)
+
+
+def run_folder(name: str | None, default: str, resumed: Path | None) -> Path:
+    """Where a run writes: where the resumed state lies, in a folder of the given name, or of a free one.
+
+    Raises:
+        InputError: if the given name is taken by another run.
+    """
+    if resumed and resumed.parent.parent == RUNS and name in (None, resumed.parent.name):
+        return resumed.parent
     if name is None:
-        free = (RUNS / (stem if number == 1 else f"{stem}-{number}") for number in range(1, sys.maxsize))
+        free = (RUNS / (default if number == 1 else f"{default}-{number}") for number in itertools.count(1))
         return next(folder for folder in free if not folder.exists())
     if (RUNS / name).exists():
         raise InputError(
@@ -158,6 +191,7 @@ def main(args: list[str] | None = None) -> DreamBoothCLI:
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             trainer_defaults=TRAINER_DEFAULTS | {"callbacks": [Watch()]},
+            save_config_callback=LogConfig,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"prog": PROG, "exit_on_error": False},
         )  # fmt: skip

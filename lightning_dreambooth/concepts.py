@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from lightning_dreambooth.errors import InputError
-from lightning_dreambooth.pictures import list_pictures, read_caption
+from lightning_dreambooth.pictures import list_pictures, read_caption, read_picture
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,15 @@ def _concept(entry: dict[str, object], where: str) -> Concept:
 
 
 def check(concept: Concept, needs_class: bool) -> int:
-    """Raises InputError if a concept cannot be trained on; returns how many files in its folders are no pictures."""
+    """Raises InputError if a concept cannot be trained on; returns how many files beside its pictures are none."""
     pictures, skipped = instance_pictures(concept)
+    for picture in pictures:
+        read_picture(picture.path)
     if not pictures:
         raise InputError(f"{concept.instance_data_dir} holds no pictures; put 3 to 20 of the subject there")
-    if concept.weight < 1:
-        raise InputError(f"concept weight is {concept.weight}, must be 1 or more")
+    for name, value in {"weight": concept.weight, "num_class_images": concept.num_class_images}.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name} of the concept {concept.instance_prompt!r} is {value}, must be 1 or more")
     if needs_class and not (concept.class_prompt and concept.class_data_dir):
         raise InputError(
             f"concept {concept.instance_prompt!r} has no class_prompt or class_data_dir, which the prior loss needs; "

@@ -1,5 +1,7 @@
 """Concepts to batches, as a LightningDataModule: checks, class images, caches, loaders."""
 
+import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -32,7 +35,23 @@ ENCODE_BATCH = 32  # pictures or prompts encoded at once
 
 
 class OrderedLoader(DataLoader[Any]):
-    """A loader that Lightning takes for resumable, as it is: its ShardedOrder starts where training stands."""
+    """A loader that Lightning takes for resumable, as it is: its ShardedOrder starts where training stands.
+
+    `waited_seconds` counts how long training has waited for batches.
+    """
+
+    waited_seconds = 0.0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Batches, with the wait for each measured."""
+        batches_ = super().__iter__()
+        while True:
+            began = time.perf_counter()
+            batch = next(batches_, None)
+            self.waited_seconds += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing needs to be kept."""
@@ -51,7 +70,7 @@ class DreamBoothData(pl.LightningDataModule):
         class_prompt: Prompt of the class pictures.
         class_data_dir: Folder of the class pictures; filled with generated ones up to num_class_images.
         identifier: The rare word in the instance prompt that stands for the subject or style.
-        concepts_list: JSON file with several concepts; replaces the five arguments above.
+        concepts_list: JSON file with several concepts, in place of the five arguments above.
         num_class_images: Class pictures per concept.
         resolution: Side in px of the squares that are trained on and drawn; null takes the model's own.
         batch_size: Samples per step and process; with the prior on, each sample is an instance and a class row.
@@ -188,7 +207,7 @@ class DreamBoothData(pl.LightningDataModule):
         """Raises InputError for whatever is wrong with pictures, prompts and sizes, before a model is loaded."""
         for concept in self.concepts:
             if skipped := concepts_.check(concept, needs_class=self.prior_weight > 0):
-                print(f"{concept.instance_data_dir}: skipped {skipped} files that are no pictures")
+                rank_zero_info(f"{concept.instance_data_dir}: skipped {skipped} files that are no pictures")
         by_folder = {concept.class_data_dir: concept.class_prompt for concept in self.concepts}
         for concept in self.concepts:
             if self.prior_weight > 0 and by_folder[concept.class_data_dir] != concept.class_prompt:
@@ -233,6 +252,10 @@ class DreamBoothData(pl.LightningDataModule):
         """The trainer's precision, for what is computed outside its steps."""
         return self.trainer.precision_plugin.forward_context() if self.trainer else nullcontext()
 
+    @property
+    def _precision_name(self) -> str:
+        return str(self.trainer.precision) if self.trainer else "32-true"
+
     def setup(self, stage: str) -> None:
         """Lists the pictures and fills the caches."""
         if stage != "fit":
@@ -245,7 +268,8 @@ class DreamBoothData(pl.LightningDataModule):
             texts = self._texts(sorted({"", *(picture.prompt for picture in pictures)}))
             if self.cache_latents:
                 folder = Path(self.cache_dir) if self.cache_dir else None
-                cache = LatentCache(fingerprint(self._vae_file), self.resolution_px, folder)
+                encoder = f"{fingerprint(self._vae_file, self.vae_folder / 'config.json')} {self._precision_name}"
+                cache = LatentCache(encoder, self.resolution_px, folder)
                 wanted = [(picture.path, view) for picture in pictures for view in views]
                 cache.fill(wanted, lambda pictures: self.model.encode(pictures.to(self.model.device)), ENCODE_BATCH)
         self.__dict__.pop("model", None)

@@ -54,9 +54,9 @@ class Batch(NamedTuple):
 def views_of(crop: Literal["center", "random"], flip: bool, seed: int) -> list[View]:
     """The ways in which each picture is seen."""
     if crop == "center":
-        spots = [(0.5, 0.5)]
+        spots: list[tuple[float, ...]] = [(0.5, 0.5)]
     else:
-        spots = [tuple(torch.rand(2, generator=draws.generator(seed, "crop", j)).tolist()) for j in range(RANDOM_CROPS)]
+        spots = [draws.uniform(seed, "crop", j, 2) for j in range(RANDOM_CROPS)]
     return [View(mirrored, *spot) for spot in spots for mirrored in ([False, True] if flip else [False])]
 
 

@@ -8,36 +8,46 @@ import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def generator(seed: int, purpose: str, index: int) -> torch.Generator:
-    """A generator for one draw, independent of every other (purpose, index)."""
-    digest = hashlib.blake2b(f"{seed}/{purpose}/{index}".encode(), digest_size=7).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+def generator(seed: int, purpose: str, index: int) -> np.random.Generator:
+    """A generator for one draw: Philox (Salmon et al. 2011), its 128-bit key hashed from all that names the draw.
+
+    torch's CPU generator would keep 32 bits of a seed, too few to keep millions of draws apart.
+    """
+    digest = hashlib.blake2b(f"{seed}/{purpose}/{index}".encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big")))
 
 
 def normal(seed: int, purpose: str, index: Sequence[int], shape: Sequence[int]) -> Float[Tensor, "rows ..."]:
     """Standard normal numbers `[len(index), *shape]`, row by row."""
-    return torch.stack([torch.randn(tuple(shape), generator=generator(seed, purpose, i)) for i in index])
+    rows = [generator(seed, purpose, i).standard_normal(tuple(shape), dtype=np.float32) for i in index]
+    return torch.from_numpy(np.stack(rows))
 
 
 def integers(seed: int, purpose: str, index: Sequence[int], high: int) -> Int[Tensor, " rows"]:
     """Uniform integers in [0, high), one for each index."""
-    return torch.cat([torch.randint(high, (1,), generator=generator(seed, purpose, i)) for i in index])
+    return torch.tensor([int(generator(seed, purpose, i).integers(high)) for i in index])
+
+
+def uniform(seed: int, purpose: str, index: int, count: int) -> tuple[float, ...]:
+    """Uniform numbers in [0, 1)."""
+    return tuple(generator(seed, purpose, index).random(count).tolist())
 
 
 def chance(seed: int, purpose: str, index: int, probability: float) -> bool:
     """True with the given probability."""
-    return bool(torch.rand((), generator=generator(seed, purpose, index)) < probability)
+    return uniform(seed, purpose, index, 1)[0] < probability
 
 
 @lru_cache(maxsize=64)
 def permutation(seed: int, purpose: str, epoch: int, length: int) -> tuple[int, ...]:
     """The order in which `length` things are visited in their `epoch`-th round."""
-    return tuple(torch.randperm(length, generator=generator(seed, purpose, epoch)).tolist())
+    return tuple(generator(seed, purpose, epoch).permutation(length).tolist())
 
 
 def visit(seed: int, purpose: str, index: int, length: int) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
-from lightning_dreambooth.pictures import View, crop, read_picture
+from lightning_dreambooth.pictures import View, crop, read_picture, square_box
 
 Encode = Callable[[UInt8[Tensor, "rows 3 height width"]], Float[Tensor, "rows twice_c h w"]]
 
@@ -25,23 +25,25 @@ class LatentCache:
     """The VAE's posterior (mean and standard deviation, not one sample) of pictures seen through views.
 
     Args:
-        vae: Fingerprint of the VAE's weights.
+        encoder: Names the VAE's weights and the precision they encode in.
         resolution_px: Side of the encoded squares.
         folder: Where entries lie on disk, one file each; None keeps them in memory.
     """
 
-    def __init__(self, vae: str, resolution_px: int, folder: Path | None = None) -> None:
-        self.vae = vae
+    def __init__(self, encoder: str, resolution_px: int, folder: Path | None = None) -> None:
+        self.encoder = encoder
         self.resolution_px = resolution_px
         self.folder = folder
         self.memory: dict[str, Tensor] = {}
-        self.contents: dict[Path, str] = {}
+        self.contents: dict[Path, tuple[str, int, int]] = {}
 
     def key(self, path: Path, view: View) -> str:
-        """Names an entry by all that decides it."""
+        """Names an entry by all that decides it; views that cut the same square are one entry."""
         if path not in self.contents:
-            self.contents[path] = hashlib.sha256(path.read_bytes()).hexdigest()
-        about = f"{self.contents[path]} {view} {self.resolution_px} {self.vae}"
+            self.contents[path] = (hashlib.sha256(path.read_bytes()).hexdigest(), *read_picture(path).size)
+        content, width, height = self.contents[path]
+        box = square_box(width, height, view)
+        about = f"{content} {box} {view.flip} {self.resolution_px} {self.encoder}"
         return hashlib.sha256(about.encode()).hexdigest()[:32]
 
     def get(self, path: Path, view: View) -> Float[Tensor, "twice_c h w"]:

@@ -199,10 +199,26 @@ class DreamBooth(pl.LightningModule):
         if self.text_encoder_lr is not None:
             groups[1]["lr"] = self.text_encoder_lr
         optimizer = self.optimizer(groups)
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if scaled and self.trainer.gradient_clip_val and getattr(optimizer, "_step_supports_amp_scaling", False):
+            raise InputError(
+                "a fused optimizer cannot clip gradients under trainer.precision 16-mixed; use bf16-mixed, "
+                "set the optimizer's fused to false, or trainer.gradient_clip_val to null"
+            )
+        self.learning_rates = [group["lr"] for group in optimizer.param_groups]
         course = (self.lr_schedule, self.warmup_steps, self.trainer.max_steps)
         factors = [learning_rate_factor(*course), learning_rate_factor(*course, self.text_encoder_stop_step)]
         scheduler = LambdaLR(optimizer, factors[: len(groups)])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Lets the given learning rates win over those in a resumed state."""
+        scheduler: Any = self.lr_schedulers()
+        scheduler.base_lrs = self.learning_rates
+        for group, rate, factor in zip(
+            scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+        ):
+            group["lr"] = rate * factor(scheduler.last_epoch)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Steps, then follows with the average."""

@@ -55,11 +55,16 @@ def read_picture(path: Path) -> Image.Image:
     return picture.convert("RGB")
 
 
+def square_box(width: int, height: int, view: View) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of the largest square at the view's place."""
+    side = min(width, height)
+    left, top = round((width - side) * view.x), round((height - side) * view.y)
+    return (left, top, left + side, top + side)
+
+
 def crop(picture: Image.Image, size_px: int, view: View) -> Image.Image:
     """The largest square at the view's place, resized to `size_px`, mirrored if the view says so."""
-    side = min(picture.size)
-    left, top = (round((length - side) * at) for length, at in zip(picture.size, (view.x, view.y), strict=True))
-    square = picture.resize((size_px, size_px), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
+    square = picture.resize((size_px, size_px), Image.Resampling.LANCZOS, square_box(*picture.size, view))
     return ImageOps.mirror(square) if view.flip else square
 
 

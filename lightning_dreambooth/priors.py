@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
@@ -66,7 +66,7 @@ def plan(concept: Concept, wanted: int, recipe: Recipe, seed: int) -> list[Missi
 def _check_manifest(manifest: Path, recipe: Recipe) -> None:
     if not manifest.is_file():
         return
-    made_by = json.loads(manifest.read_text(encoding="utf-8"))["recipe"]
+    made_by = _read_manifest(manifest)["recipe"]
     for key, value in recipe._asdict().items():
         if made_by.get(key) != value:
             raise InputError(
@@ -75,12 +75,20 @@ def _check_manifest(manifest: Path, recipe: Recipe) -> None:
             )
 
 
+def _read_manifest(manifest: Path) -> dict[str, dict[str, Any]]:
+    try:
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+        return {"recipe": dict(content["recipe"]), "seeds": dict(content["seeds"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{manifest} is no manifest of class images ({error!r}); remove it or its folder") from error
+
+
 def write_manifest(missing: Sequence[Missing], recipe: Recipe) -> None:
     """Records the plan before the first picture is drawn, so that no picture is ever without its record."""
     folder = missing[0].path.parent
     folder.mkdir(parents=True, exist_ok=True)
     manifest = folder / MANIFEST
-    seeds = json.loads(manifest.read_text(encoding="utf-8"))["seeds"] if manifest.is_file() else {}
+    seeds = _read_manifest(manifest)["seeds"] if manifest.is_file() else {}
     seeds |= {path.name: request.seed for path, request in missing}
     beside = manifest.with_name(f".{MANIFEST}.part")
     beside.write_text(json.dumps({"recipe": recipe._asdict(), "seeds": seeds}, indent=1) + "\n", encoding="utf-8")

@@ -19,6 +19,8 @@ SAMPLERS = {
     "euler": EulerDiscreteScheduler,  # Karras et al. 2022 (arXiv:2206.00364), Algorithm 2 without churn
 }
 
+NOISE_STEPS = 1000  # of every Stable Diffusion 1.x and 2.x
+
 
 class Request(NamedTuple):
     """All that decides a picture besides the weights."""
@@ -33,8 +35,8 @@ class Request(NamedTuple):
 
 def check_request(request: Request) -> None:
     """Raises InputError if a picture cannot be made so."""
-    if request.steps < 1:
-        raise InputError(f"steps is {request.steps}, must be 1 or more")
+    if not 1 <= request.steps <= NOISE_STEPS:
+        raise InputError(f"steps is {request.steps}, must lie in 1 ... {NOISE_STEPS}")
     if request.guidance_scale < 0:
         raise InputError(f"guidance_scale is {request.guidance_scale}, must be 0 or more (1 switches guidance off)")
     if request.seed < 0:

@@ -6,7 +6,8 @@ Borders: pictures come in as bytes 0 ... 255, images go out in [0, 1]; latents c
 import hashlib
 import json
 import shutil
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 from lightning_dreambooth.errors import InputError
 
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+PREDICTION_TYPES = ("epsilon", "v_prediction")
 # Up to this many tokens torch's fused attention is slower than plain matrix products in a CPU's backward pass.
 SHORT_SEQUENCE = 256
 
@@ -35,17 +37,30 @@ diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
 
 
+@contextmanager
+def attention_kernel(tokens: int, device: torch.device) -> Iterator[None]:
+    """Plain products, kept in bf16, for short sequences that are trained on a CPU; else what torch chooses."""
+    if tokens > SHORT_SEQUENCE or device.type != "cpu" or not torch.is_grad_enabled():
+        yield
+        return
+    reduced = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # named after CUDA, obeyed by the CPU too
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(reduced)
+
+
 class ShapeAwareAttention(AttnProcessor2_0):
-    """diffusers' attention, with the kernel chosen by shape: plain products for short sequences trained on a CPU.
+    """diffusers' attention, with the kernel chosen by shape.
 
     The choice is made in here, not around the model, so that a checkpointed forward repeats it when it is recomputed.
     """
 
     def __call__(self, attn: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Hidden states [rows, tokens, width] => the same, attended."""
-        short = hidden_states.shape[1] <= SHORT_SEQUENCE
-        plain = short and torch.is_grad_enabled() and hidden_states.device.type == "cpu"
-        with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
+        with attention_kernel(hidden_states.shape[1], hidden_states.device):
             return super().__call__(attn, hidden_states, *args, **kwargs)
 
 
@@ -66,14 +81,18 @@ def locate(pretrained: str, revision: str | None = None, variant: str | None = N
         folder = _download(pretrained, revision, ["model_index.json", "*/*.json", "*/merges.txt", *weights])
     wanted = ["tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json"]
     wanted += [f"{part}/{name}" for part in WEIGHTS for name in ("config.json", weights_file(part, variant))]
-    return _complete(folder, wanted, pretrained)
+    _complete(folder, wanted, pretrained)
+    kind = json.loads((folder / wanted[1]).read_text(encoding="utf-8")).get("prediction_type", "epsilon")
+    if kind not in PREDICTION_TYPES:
+        raise InputError(f"{pretrained} predicts {kind!r}; can be trained: {', '.join(PREDICTION_TYPES)}")
+    return folder
 
 
-def locate_vae(vae: str, revision: str | None = None) -> Path:
-    """A hub id or folder of a VAE, or of a whole model => the folder with the VAE's config and weights."""
+def locate_vae(vae: str) -> Path:
+    """A hub id or folder of a VAE, or the folder of a whole model => the folder with the VAE's config and weights."""
     folder = Path(vae)
     if not folder.is_dir():
-        folder = _download(vae, revision, ["config.json", weights_file("vae", None)])
+        folder = _download(vae, None, ["config.json", weights_file("vae", None)])
     if (folder / "vae").is_dir():
         folder = folder / "vae"
     return _complete(folder, ["config.json", weights_file("vae", None)], vae)
@@ -186,7 +205,10 @@ class StableDiffusion(nn.Module):
     def embed(self, token_ids: Int[Tensor, "rows tokens"]) -> Float[Tensor, "rows tokens width"]:
         """Token ids => the text encoder's last hidden states; equal prompts of a batch are encoded once."""
         unique, place = token_ids.unique(dim=0, return_inverse=True)
-        hidden: Tensor = self.text_encoder(unique)[0]
+        # A checkpointed forward is repeated outside of this block, where it must find the same kernel.
+        checkpointed = self.text_encoder.is_activation_checkpointing
+        with nullcontext() if checkpointed else attention_kernel(token_ids.shape[1], token_ids.device):
+            hidden: Tensor = self.text_encoder(unique)[0]
         return hidden[place]
 
     @torch.no_grad()
@@ -208,15 +230,21 @@ class StableDiffusion(nn.Module):
             module = getattr(self, part)
             (folder / part).mkdir(parents=True)
             config = dict(module.config) if part != "text_encoder" else module.config.to_dict()
+            config = {key: value for key, value in config.items() if key != "_name_or_path"}
             if part == "text_encoder":  # transformers loads in the dtype written here, diffusers always in fp32
                 config |= {"dtype": "float32", "architectures": ["CLIPTextModel"]}
             else:
                 config = {"_class_name": type(module).__name__, **config}
             _write_json(folder / part / "config.json", config)
-            weights = {name: value.to("cpu", dtype).contiguous() for name, value in module.state_dict().items()}
+            prefix = "text_model." if part == "text_encoder" else ""  # as in SD 1.5's files; all readers know it
+            weights = {
+                prefix + name: value.to("cpu", dtype).contiguous() for name, value in module.state_dict().items()
+            }
             save_file(weights, folder / part / weights_file(part, None), metadata={"format": "pt"})
         for part in ("tokenizer", "scheduler"):
             shutil.copytree(self.folder / part, folder / part)
+        if not (folder / "tokenizer/merges.txt").is_file():  # transformers 5 leaves them out, other readers want them
+            self.tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))
         _write_json(folder / "model_index.json", self._index())
 
     def _index(self) -> dict[str, object]:

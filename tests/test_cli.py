@@ -89,6 +89,8 @@ def test_the_log_holds_curves_and_pictures(run: Run) -> None:
     parts = ("unet", "text_encoder")
     kinds = ("gradient_norm", "weight_change", "learning_rate")
     assert {f"{kind}/{part}" for kind in kinds for part in parts} <= scalars
+    assert "config/text_summary" in log.Tags()["tensors"]
+    assert len({tuple(event.step for event in log.Scalars(name)) for name in scalars}) == 1
     losses = {"train/loss", "train/instance_loss", "train/prior_loss", "train/samples_per_second"}
     assert losses <= scalars
     assert [event.step for event in log.Images("samples")] == [0, 2, 4]
@@ -147,6 +149,10 @@ def test_the_command_line_wins_over_the_checkpoint(run: Run) -> None:
     run(name="first")
     resumed = run(name="first", ckpt_path="last", trainer__max_steps=5, model__prior_weight=0.25)
     assert resumed.model.prior_weight == 0.25
+    assert resumed.trainer.global_step == 5
+    rate = {"model__optimizer": "torch.optim.AdamW", "model__optimizer__lr": 1e-3}
+    again = run(name="first", ckpt_path="last", trainer__max_steps=6, **rate)
+    assert again.trainer.optimizers[0].param_groups[0]["lr"] == 1e-3
 
 
 def test_predict_writes_the_pictures_that_plain_diffusers_draws(run: Run) -> None:
@@ -218,7 +224,8 @@ def test_two_concepts_train_together(run: Run) -> None:
         ({"data__resolution": 30}, "data.resolution is 30, must be a multiple of the VAE's factor 4"),
         ({"data__batch_size": 0}, "data.batch_size is 0, must be 1 or more"),
         ({"data__caption_dropout": 1.5}, "data.caption_dropout is 1.5, must lie in 0 ... 1"),
-        ({"data__class_steps": 0}, "steps is 0, must be 1 or more"),
+        ({"data__class_steps": 0}, "steps is 0, must lie in 1 ... 1000"),
+        ({"samples__steps": 2000}, "steps is 2000, must lie in 1 ... 1000"),
         ({"data__concepts_list": "concepts.json"}, "concepts_list and a concept by flags are both given"),
         ({"model__prior_weight": -1}, "model.prior_weight is -1.0, must be 0 or more"),
         ({"model__pretrained": "no/such"}, "no/such is neither a folder here nor a model that the hub gives"),
@@ -258,6 +265,31 @@ def test_one_class_folder_for_two_class_prompts_is_refused(complaint: Complaint)
 def test_a_typo_in_a_config_is_named(complaint: Complaint) -> None:
     Path("mine.yaml").write_text("model: {prior_wieght: 1}\n")
     assert "prior_wieght" in complaint("fit", "--config=mine.yaml")
+
+
+def test_a_name_that_only_begins_alike_is_not_resumed(run: Run, complaint: Complaint) -> None:
+    run(name="mine-3d")
+    assert "there is no state to resume in checkpoints/mine" in complaint(name="mine", ckpt_path="last")
+
+
+def test_the_config_saved_by_a_named_and_resumed_run_starts_anew(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(name="first", trainer__max_steps=2)
+    resumed = run(name="first", ckpt_path="last", trainer__max_steps=3)
+    monkeypatch.setattr("sys.argv", ["lightning_dreambooth", "fit", f"--config={resumed.folder / 'config.yaml'}"])
+    again = cli.main()
+    assert again.folder == Path("checkpoints/first-2")
+    assert again.trainer.global_step == 3
+
+
+def test_a_run_that_ends_early_is_kept(run: Run) -> None:
+    cli_ = run(name="first", trainer__limit_train_batches=3)
+    assert Path("checkpoints/first/exports/step-000003/model_index.json").is_file()
+    assert torch.load(cli_.folder / "state.ckpt", weights_only=True)["global_step"] == 3
+
+
+@pytest.mark.parametrize("path", ["last", "nowhere.ckpt"])
+def test_predict_from_a_state_that_is_not_there_is_refused(complaint: Complaint, path: str) -> None:
+    assert "ckpt_path" in complaint("predict", ckpt_path=path, samples__prompts="a girl")
 
 
 @pytest.mark.parametrize("own", ["--config=x.yaml", "-c", "--model.prior_weight=1", "--data.instance_prompt=x"])

@@ -58,7 +58,8 @@ def test_a_concepts_list_that_is_no_json_is_refused(here: Path) -> None:
         ({"instance_data_dir": "empty"}, "empty holds no pictures"),
         ({"class_prompt": None}, "no class_prompt or class_data_dir, which the prior loss needs"),
         ({"class_data_dir": "girl/"}, "give each its own folder"),
-        ({"weight": 0}, "weight is 0, must be 1 or more"),
+        ({"weight": 0}, "weight of the concept .* is 0, must be 1 or more"),
+        ({"num_class_images": -1}, "num_class_images of the concept .* is -1, must be 1 or more"),
     ],
 )
 def test_a_concept_that_cannot_be_trained_is_refused(here: Path, change: dict, message: str) -> None:

@@ -3,14 +3,17 @@ from pathlib import Path
 
 import bitsandbytes
 import pytest
+import pytorch_lightning as pl
 import tiny
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
+from pytorch_lightning.plugins import MixedPrecision
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from lightning_dreambooth import draws
+from lightning_dreambooth.cli import DreamBoothCLI
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.module import DreamBooth
 from lightning_dreambooth.optimization import probe
@@ -104,13 +107,29 @@ def test_accumulation_equals_the_big_batch(run: Run) -> None:
     assert logged[0] == pytest.approx(logged[1], rel=1e-5)
 
 
+def gradient(cli, batch, prior_weight: float) -> torch.Tensor:  # noqa: ANN001
+    cli.model.prior_weight = prior_weight
+    cli.model.zero_grad()
+    cli.model.loss(batch).total.backward()
+    return torch.cat([weight.grad.flatten() for weight in cli.model.model.unet.parameters()])
+
+
+def test_the_gradient_is_linear_in_the_prior_weight_and_at_zero_that_of_the_instances_alone(run: Run) -> None:
+    cli = run(trainer__max_steps=1, data__batch_size=2)
+    both = cli.datamodule.dataset.collate([cli.datamodule.dataset[i] for i in range(2)])
+    alone = both._replace(pictures=both.pictures[:2], texts=both.texts[:2])
+    instance = gradient(cli, alone, 0.0)
+    one, three = (gradient(cli, both, weight) - instance for weight in (1.0, 3.0))
+    assert one.norm() > 0.1 * instance.norm()
+    torch.testing.assert_close(three, 3 * one, rtol=1e-3, atol=1e-4 * float(three.abs().max()))
+
+
 def test_a_prior_weight_of_zero_runs_no_class_branch(run: Run) -> None:
     cli = run(model__prior_weight=0, data__class_data_dir=None, data__class_prompt=None)
     assert not Path("class").exists()
-    batch = next(iter(cli.datamodule.train_dataloader()), None) or cli.datamodule.dataset.collate(
-        [cli.datamodule.dataset[0]]
-    )
+    batch = cli.datamodule.dataset.collate([cli.datamodule.dataset[0]])
     assert len(batch.pictures) == 1
+    assert "train/instance_loss" in cli.trainer.callback_metrics
     assert "train/prior_loss" not in cli.trainer.callback_metrics
 
 
@@ -150,11 +169,19 @@ def test_frozen_weights_are_not_in_the_state(run: Run) -> None:
     assert {".".join(name.split(".")[:2]) for name in names} == {"model.unet", "ema.module", "ema.n_averaged"}
 
 
-def test_resuming_equals_never_stopping(run: Run) -> None:
-    settings = {"model__ema_decay": 0.9, "data__flip": True, "model__lr_schedule": "cosine", "model__warmup_steps": 2}
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_resuming_equals_never_stopping(run: Run, accumulation: int) -> None:
+    settings = {
+        "model__ema_decay": 0.9, "data__flip": True, "model__lr_schedule": "cosine", "model__warmup_steps": 2,
+        "trainer__accumulate_grad_batches": accumulation,
+    }  # fmt: skip
     whole = run(**settings, trainer__max_steps=6, checkpoint__every_n_steps=3, name="whole")
     half = run(
-        **settings, trainer__max_steps=6, checkpoint__every_n_steps=3, name="half", trainer__limit_train_batches=3
+        **settings,
+        trainer__max_steps=6,
+        checkpoint__every_n_steps=3,
+        name="half",
+        trainer__limit_train_batches=3 * accumulation,
     )
     assert half.trainer.global_step == 3
     resumed = run(**settings, trainer__max_steps=6, checkpoint__every_n_steps=3, name="half", ckpt_path="last")
@@ -194,18 +221,11 @@ def test_the_average_is_what_is_exported_and_drawn(run: Run) -> None:
     torch.testing.assert_close(
         dict(exported.named_parameters()), dict(average["unet"].named_parameters()), atol=1e-3, rtol=1e-3
     )
+    expected = probe(average["unet"])
+    assert not torch.equal(expected, probe(cli.model.model.unet))
     with cli.model.averaged():
-        assert torch.equal(probe(cli.model.model.unet), probe_of(average["unet"], cli, current))
+        assert torch.equal(probe(cli.model.model.unet), expected)
     assert largest_difference(current, trained(cli)) == 0
-
-
-def probe_of(average: torch.nn.Module, cli, current: dict[str, torch.Tensor]) -> torch.Tensor:  # noqa: ANN001
-    """Inside `averaged` the average module holds the current weights; leave and look, then come back."""
-    del current
-    cli.model._exchange()
-    values = probe(average)
-    cli.model._exchange()
-    return values
 
 
 def test_nan_stops_before_the_update(
@@ -216,10 +236,76 @@ def test_nan_stops_before_the_update(
     with pytest.raises(SystemExit) as stopped:
         run(name="poisoned", checkpoint__every_n_steps=1)
     assert stopped.value.code == 1
-    assert "stopped before the update of step 3: the gradient of unet." in capsys.readouterr().err
+    assert "stopped before the update of step 3: the loss is not finite" in capsys.readouterr().err
     state = torch.load("checkpoints/poisoned/state.ckpt", weights_only=True)
     assert state["global_step"] == 2
     assert all(value.isfinite().all() for value in state["state_dict"].values())
+
+
+def test_a_gradient_that_is_not_finite_is_named(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    setup = DreamBooth.setup
+
+    def poison(self: DreamBooth, stage: str) -> None:
+        setup(self, stage)
+        self.model.unet.conv_in.weight.register_hook(lambda gradient: gradient * float("inf"))
+
+    monkeypatch.setattr(DreamBooth, "setup", poison)
+    with pytest.raises(SystemExit) as stopped:
+        run()
+    assert stopped.value.code == 1
+    assert "step 1: the gradient of unet.conv_in.weight is not finite" in capsys.readouterr().err
+
+
+class Scaled(MixedPrecision):
+    """16-mixed with its gradient scaler, on a CPU, where Lightning would take bf16."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__("bf16-mixed", "cpu")
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+
+
+@pytest.fixture
+def scaled(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs with a gradient scaler of the given first scale."""
+
+    def scaled(scale: float, **settings: object) -> object:
+        def trainer(**kwargs: object) -> pl.Trainer:
+            kwargs["plugins"] += [Scaled(scale)]
+            return pl.Trainer(**kwargs)
+
+        monkeypatch.setattr(DreamBoothCLI, "_instantiate_trainer", with_class(trainer))
+        return run(**settings)
+
+    return scaled
+
+
+def with_class(trainer):  # noqa: ANN001, ANN201
+    instantiate = DreamBoothCLI._instantiate_trainer
+
+    def _instantiate(self, config, callbacks):  # noqa: ANN001, ANN202
+        self.trainer_class = trainer
+        return instantiate(self, config, callbacks)
+
+    return _instantiate
+
+
+def test_a_gradient_scaler_may_skip_its_first_steps(scaled: Run) -> None:
+    cli = scaled(2.0**40, trainer__max_steps=30, checkpoint__every_n_steps=30)
+    assert cli.trainer.global_step == 30
+    assert all(change > 0 for change in cli.model.relative_changes().values())
+
+
+def test_nan_is_reported_under_a_gradient_scaler_too(
+    scaled: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loss = DreamBooth.loss
+    monkeypatch.setattr(DreamBooth, "loss", lambda self, batch: poisoned(loss(self, batch), batch.numbers[0] == 2))
+    with pytest.raises(SystemExit) as stopped:
+        scaled(1.0)
+    assert stopped.value.code == 1
+    assert "the loss is not finite" in capsys.readouterr().err
 
 
 def poisoned(loss, poison: bool):  # noqa: ANN001, ANN201

@@ -72,6 +72,13 @@ def test_class_images_of_another_recipe_are_never_reused_silently(
     assert contents() == before
 
 
+def test_a_manifest_that_is_none_is_refused(here: Path, model: StableDiffusion) -> None:
+    fill(model, 1)
+    Path("class", MANIFEST).write_text('{"seeds": {}}')
+    with pytest.raises(InputError, match="is no manifest of class images"):
+        fill(model, 2)
+
+
 def test_the_users_own_class_pictures_count(here: Path, model: StableDiffusion) -> None:
     tiny.pictures(Path("class"), 2)
     own = contents()

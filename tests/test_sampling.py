@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 
@@ -24,6 +25,17 @@ def test_a_sample_is_the_picture_that_diffusers_draws(
         height=32, width=32, generator=torch.Generator().manual_seed(3), output_type="pt",
     ).images  # fmt: skip
     ours = sample(model, [Request("a photo of sks girl", 3, "ugly", 5, guidance_scale, sampler)], 32)
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
+
+
+def test_v_prediction_is_sampled_as_diffusers_does(tmp_path: Path) -> None:
+    folder = tiny.stable_diffusion(tmp_path / "sd", prediction_type="v_prediction")
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    expected = pipeline(
+        "a girl", num_inference_steps=5, generator=torch.Generator().manual_seed(3), output_type="pt"
+    ).images
+    ours = sample(StableDiffusion.load(folder), [Request("a girl", 3, steps=5)], 32)
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
 
 
@@ -53,7 +65,7 @@ def test_batches_hold_requests_that_share_their_settings_in_order() -> None:
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (Request("a", 0, steps=0), "steps is 0, must be 1 or more"),
+        (Request("a", 0, steps=0), "steps is 0, must lie in 1 ... 1000"),
         (Request("a", 0, guidance_scale=-1.0), "guidance_scale is -1.0, must be 0 or more"),
         (Request("a", -1), "seed is -1, must be 0 or more"),
     ],

@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
+from safetensors import safe_open
 
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.stable_diffusion import (
@@ -69,6 +70,22 @@ def test_half_precision_files_load_as_full_precision_masters(model: StableDiffus
     model.save(tmp_path / "saved", torch.float16)
     again = StableDiffusion.load(locate(str(tmp_path / "saved")))
     assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
+
+
+def test_an_unknown_prediction_type_is_refused(tiny_sd: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_sd, tmp_path / "sd")
+    config = tmp_path / "sd/scheduler/scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "sample"}))
+    with pytest.raises(InputError, match="predicts 'sample'; can be trained: epsilon, v_prediction"):
+        locate(str(tmp_path / "sd"))
+
+
+def test_a_saved_model_is_laid_out_for_older_readers_too(model: StableDiffusion, tmp_path: Path) -> None:
+    model.save(tmp_path / "saved", torch.float16)
+    with safe_open(tmp_path / "saved/text_encoder/model.safetensors", "pt") as file:
+        assert all(name.startswith("text_model.") for name in file.keys())  # noqa: SIM118
+    assert {"vocab.json", "merges.txt"} <= {path.name for path in (tmp_path / "saved/tokenizer").iterdir()}
+    assert not any("_name_or_path" in path.read_text() for path in (tmp_path / "saved").rglob("*.json"))
 
 
 def test_a_saved_model_says_its_dtype_where_transformers_looks(model: StableDiffusion, tmp_path: Path) -> None:
