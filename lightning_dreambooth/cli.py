@@ -12,11 +12,12 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from lightning_dreambooth.callbacks import EXPORTS, SAMPLES, STATE, Keep, Samples, Watch
+from lightning_dreambooth.callbacks import EXPORTS, SAMPLES, STATE, Keep, Samples
 from lightning_dreambooth.checkpoint_io import AtomicCheckpointIO
 from lightning_dreambooth.data import DreamBoothData
 from lightning_dreambooth.errors import InputError, TrainingError
 from lightning_dreambooth.module import DreamBooth
+from lightning_dreambooth.watch import Watch
 
 PROG = "python -m lightning_dreambooth"
 RUNS = Path("checkpoints")

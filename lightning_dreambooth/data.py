@@ -1,7 +1,5 @@
 """Concepts to batches, as a LightningDataModule: checks, class images, caches, loaders."""
 
-import time
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +14,10 @@ from torch.utils.data import DataLoader
 from lightning_dreambooth import concepts as concepts_
 from lightning_dreambooth import priors
 from lightning_dreambooth.concepts import Concept
-from lightning_dreambooth.dataset import ConceptPictures, PairDataset, ShardedOrder, views_of
+from lightning_dreambooth.dataset import ConceptPictures, OrderedLoader, PairDataset, ShardedOrder, views_of
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.latents import LatentCache
-from lightning_dreambooth.priors import Recipe
-from lightning_dreambooth.sampling import Request, Sampler, batches, check_request
-from lightning_dreambooth.stable_diffusion import (
-    StableDiffusion,
+from lightning_dreambooth.model_files import (
     fingerprint,
     locate,
     locate_vae,
@@ -30,35 +25,11 @@ from lightning_dreambooth.stable_diffusion import (
     vae_factor,
     weights_file,
 )  # fmt: skip
+from lightning_dreambooth.priors import Recipe
+from lightning_dreambooth.sampling import Request, Sampler, batches, check_request
+from lightning_dreambooth.stable_diffusion import StableDiffusion
 
 ENCODE_BATCH = 32  # pictures or prompts encoded at once
-
-
-class OrderedLoader(DataLoader[Any]):
-    """A loader that Lightning takes for resumable, as it is: its ShardedOrder starts where training stands.
-
-    `waited_seconds` counts how long training has waited for batches.
-    """
-
-    waited_seconds = 0.0
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Batches, with the wait for each measured."""
-        batches_ = super().__iter__()
-        while True:
-            began = time.perf_counter()
-            batch = next(batches_, None)
-            self.waited_seconds += time.perf_counter() - began
-            if batch is None:
-                return
-            yield batch
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing needs to be kept."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing was kept."""
 
 
 class DreamBoothData(pl.LightningDataModule):

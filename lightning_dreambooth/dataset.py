@@ -1,12 +1,13 @@
 """Which pictures make which sample: pairs of instance and class rows as a pure function of the sample index."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_dreambooth import draws
 from lightning_dreambooth.concepts import Picture
@@ -152,3 +153,30 @@ class ShardedOrder(Sampler[list[int]]):
         for m in range(self.start, self.length):
             first = (m * self.world_size + self.rank) * self.batch_size
             yield list(range(first, first + self.batch_size))
+
+
+class OrderedLoader(DataLoader[Any]):
+    """A loader that Lightning takes for resumable, as it is: its ShardedOrder starts where training stands.
+
+    `waited_seconds` counts how long training has waited for batches.
+    """
+
+    waited_seconds = 0.0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Batches, with the wait for each measured."""
+        batches_ = super().__iter__()
+        while True:
+            began = time.perf_counter()
+            batch = next(batches_, None)
+            self.waited_seconds += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing needs to be kept."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing was kept."""

@@ -25,9 +25,10 @@ from lightning_dreambooth.diffusion import (
     target,
 )  # fmt: skip
 from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.model_files import locate, locate_vae
 from lightning_dreambooth.optimization import Schedule, ema_update, learning_rate_factor, probe, relative_change
 from lightning_dreambooth.sampling import Request, sample
-from lightning_dreambooth.stable_diffusion import StableDiffusion, locate, locate_vae
+from lightning_dreambooth.stable_diffusion import StableDiffusion
 
 
 class DreamBooth(pl.LightningModule):

@@ -7,7 +7,8 @@ import tiny
 import torch
 
 from lightning_dreambooth import cli
-from lightning_dreambooth.stable_diffusion import StableDiffusion, locate
+from lightning_dreambooth.model_files import locate
+from lightning_dreambooth.stable_diffusion import StableDiffusion
 
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # LightningCLI's own calls; the bound in setup.cfg covers them
 torch.set_num_threads(1)  # the models are so small that a second thread only waits

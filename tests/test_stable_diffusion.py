@@ -1,5 +1,4 @@
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -9,14 +8,8 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors import safe_open
 
 from lightning_dreambooth.errors import InputError
-from lightning_dreambooth.stable_diffusion import (
-    StableDiffusion,
-    fingerprint,
-    locate,
-    locate_vae,
-    native_resolution,
-    vae_factor,
-)  # fmt: skip
+from lightning_dreambooth.model_files import locate, locate_vae
+from lightning_dreambooth.stable_diffusion import StableDiffusion
 
 PICTURES = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -72,14 +65,6 @@ def test_half_precision_files_load_as_full_precision_masters(model: StableDiffus
     assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
 
 
-def test_an_unknown_prediction_type_is_refused(tiny_sd: Path, tmp_path: Path) -> None:
-    shutil.copytree(tiny_sd, tmp_path / "sd")
-    config = tmp_path / "sd/scheduler/scheduler_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "sample"}))
-    with pytest.raises(InputError, match="predicts 'sample'; can be trained: epsilon, v_prediction"):
-        locate(str(tmp_path / "sd"))
-
-
 def test_a_saved_model_is_laid_out_for_older_readers_too(model: StableDiffusion, tmp_path: Path) -> None:
     model.save(tmp_path / "saved", torch.float16)
     with safe_open(tmp_path / "saved/text_encoder/model.safetensors", "pt") as file:
@@ -108,32 +93,6 @@ def test_another_vae_replaces_the_models_own(tiny_sd: Path, tmp_path: Path) -> N
         loaded = StableDiffusion.load(tiny_sd, locate_vae(str(folder))).vae.state_dict()
         own = AutoencoderKL.from_pretrained(other, subfolder="vae", low_cpu_mem_usage=False).state_dict()
         assert all(torch.equal(value, loaded[name]) for name, value in own.items())
-
-
-@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
-def test_a_missing_part_is_named(tiny_sd: Path, tmp_path: Path, part: str) -> None:
-    shutil.copytree(tiny_sd, tmp_path / "broken")
-    shutil.rmtree(tmp_path / "broken" / part)
-    with pytest.raises(InputError, match=f"broken lacks {part}/"):
-        locate(str(tmp_path / "broken"))
-
-
-def test_a_name_that_is_no_folder_and_no_hub_id_is_refused() -> None:
-    with pytest.raises(InputError, match="no/such/model is neither a folder here nor a model"):
-        locate("no/such/model")
-
-
-def test_sizes_are_read_from_the_configs(tiny_sd: Path) -> None:
-    assert vae_factor(tiny_sd / "vae") == 4
-    assert native_resolution(tiny_sd, tiny_sd / "vae") == 32
-
-
-def test_fingerprints_tell_weights_apart_and_know_them_again(tiny_sd: Path, tmp_path: Path) -> None:
-    weights = tiny_sd / "unet/diffusion_pytorch_model.safetensors"
-    shutil.copy(weights, tmp_path / "same.safetensors")
-    (tmp_path / "other.safetensors").write_bytes(weights.read_bytes()[:-1] + b"\x7f")
-    assert fingerprint(weights) == fingerprint(tmp_path / "same.safetensors")
-    assert fingerprint(weights) != fingerprint(tmp_path / "other.safetensors")
 
 
 def test_short_sequences_trained_on_a_cpu_give_the_same_gradient_as_fused_attention(model: StableDiffusion) -> None:
