@@ -257,8 +257,20 @@ class DreamBooth(pl.LightningModule):
                 f"{len(saved & ours)} are the same; resume with the model settings it was saved with"
             )
         checkpoint["state_dict"] = self.state_dict() | checkpoint["state_dict"]
-        # A finished run goes on when max_steps is raised: its last batch is then no longer the last.
-        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+        self._resume_after_a_step(checkpoint)
+
+    def _resume_after_a_step(self, checkpoint: dict[str, Any]) -> None:
+        """Sets Lightning's progress to the end of the last optimizer step, wherever in the run the state was saved.
+
+        A finished run then goes on when max_steps is raised, and one ended amid accumulation repeats its last step.
+        """
+        done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
+        fit_loop = checkpoint["loops"]["fit_loop"]
+        batches, epoch = fit_loop["epoch_loop.batch_progress"], fit_loop["epoch_progress"]["current"]
+        for count in (batches["total"], batches["current"]):
+            count |= {"ready": done, "started": done, "processed": done, "completed": done - 1}
+        batches["is_last_batch"] = False
+        epoch |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
 
     def _own_weights(self) -> set[str]:
         trained = {f"model.{part}.{name}" for part, module in self.trained.items() for name in module.state_dict()}

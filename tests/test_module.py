@@ -13,6 +13,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from lightning_dreambooth import draws
+from lightning_dreambooth.callbacks import Samples
 from lightning_dreambooth.cli import DreamBoothCLI
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.module import DreamBooth
@@ -190,6 +191,22 @@ def test_resuming_equals_never_stopping(run: Run, accumulation: int) -> None:
     for key in ("state_dict", "optimizer_states", "lr_schedulers"):
         assert_same(states[0][key], states[1][key])
     assert largest_difference(trained(whole), trained(resumed)) == 0
+
+
+def test_a_run_ended_amid_accumulation_resumes_at_its_last_step(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"trainer__accumulate_grad_batches": 3, "trainer__max_steps": 4, "checkpoint__every_n_steps": 10}
+    whole = run(**settings, name="whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(Samples, "on_train_batch_end", lambda self, trainer, *args: end_at(trainer, 7, args[-1]))
+        early = run(**settings, name="early")
+    assert early.trainer.global_step == 2
+    early = run(**settings, name="early", ckpt_path="last")
+    assert early.trainer.global_step == 4
+    assert largest_difference(trained(whole), trained(early)) == 0
+
+
+def end_at(trainer: pl.Trainer, micro_batches: int, batch_idx: int) -> None:
+    trainer.should_stop = batch_idx + 1 == micro_batches
 
 
 def assert_same(a: object, b: object) -> None:
