@@ -10,7 +10,26 @@ warnings.filterwarnings("ignore", r".*`isinstance\(treespec, LeafSpec\)`.*")
 warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # frozen parts are, on purpose
 warnings.filterwarnings("ignore", ".*does not have many workers.*")  # cached latents need none
 
-from lightning_dreambooth.cli import main  # noqa: E402
+from pytorch_lightning.utilities import rank_zero_only  # noqa: E402
+
+from lightning_dreambooth.cli import PROG, main  # noqa: E402
+from lightning_dreambooth.errors import InputWarning  # noqa: E402
+
+with_place = warnings.formatwarning
+
+
+def one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning about input as a user reads it; others with their place in the code."""
+    if issubclass(category, InputWarning):
+        return f"{PROG}: warning: {message}\n"
+    return with_place(message, category, filename, lineno, line)
+
+
+warnings.formatwarning = one_line
+if getattr(rank_zero_only, "rank", 0):  # one process says it for all
+    warnings.simplefilter("ignore", InputWarning)
 
 if __name__ == "__main__":
     main()

@@ -12,15 +12,17 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
+from lightning_dreambooth import states
 from lightning_dreambooth.data import DreamBoothData
+from lightning_dreambooth.disk import check_room, remove_parts
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.export import export
 from lightning_dreambooth.module import DreamBooth
 from lightning_dreambooth.pictures import View, crop, read_picture, tile, write_png
+from lightning_dreambooth.processes import wait
 from lightning_dreambooth.sampling import Request, Sampler, batches, check_request
 from lightning_dreambooth.watch import stepped
 
-STATE = "state.ckpt"
 EXPORTS = "exports"
 SAMPLES = "samples"
 CONTACT_SHEET = 64  # training pictures shown at most
@@ -32,10 +34,11 @@ def run_folder(trainer: pl.Trainer) -> Path:
 
 
 def show(trainer: pl.Trainer, name: str, picture: Image.Image, path: Path) -> None:
-    """Writes a picture beside the run and into its TensorBoard log."""
-    write_png(picture, path, {"step": trainer.global_step})
+    """Writes a picture into the TensorBoard log, then beside the run: a file that is there is in the log as well."""
     if isinstance(trainer.logger, pl.loggers.TensorBoardLogger):
         trainer.logger.experiment.add_image(name, pil_to_tensor(picture), trainer.global_step)
+        trainer.logger.experiment.flush()
+    write_png(picture, path, {"step": trainer.global_step})
 
 
 class Samples(Callback):
@@ -88,6 +91,8 @@ class Samples(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Shows the training pictures."""
+        if not trainer.is_global_zero:
+            return
         data: DreamBoothData = trainer.datamodule  # type: ignore[attr-defined]
         halves = [half for concept in data.dataset.concepts for half in (concept.instances, concept.classes) if half]
         shown = [picture for half in halves for picture in half[: max(1, CONTACT_SHEET // len(halves))]]
@@ -95,15 +100,21 @@ class Samples(Callback):
         show(trainer, "training pictures", tile(pictures, columns=8), run_folder(trainer) / "training_pictures.png")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Draws the untuned model."""
-        if trainer.global_step == 0:
+        """Draws the untuned model, or what a stop did not leave the time for."""
+        if self._due(trainer) and not self._file(trainer).is_file():
             self._grid(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Draws a grid every so many steps and at the last one."""
-        due = trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps
-        if due and stepped(trainer, batch_idx):
+        """Draws a grid every so many steps and at the last one, but not before the state of a run that is stopped."""
+        stopped = trainer.should_stop and trainer.global_step != trainer.max_steps
+        if self._due(trainer) and stepped(trainer, batch_idx) and not stopped:
             self._grid(trainer, pl_module)
+
+    def _due(self, trainer: pl.Trainer) -> bool:
+        return trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps
+
+    def _file(self, trainer: pl.Trainer) -> Path:
+        return run_folder(trainer) / SAMPLES / f"step-{trainer.global_step:06d}.png"
 
     def _grid(self, trainer: pl.Trainer, module: DreamBooth) -> None:
         if not trainer.is_global_zero:
@@ -118,49 +129,72 @@ class Samples(Callback):
                 for image in module.draw(batch, data.resolution_px).cpu()
             ]
         grid = tile(drawn, columns=len(self.seeds), labels=prompts)
-        show(trainer, "samples", grid, run_folder(trainer) / SAMPLES / f"step-{trainer.global_step:06d}.png")
-
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Refuses to draw nothing."""
-        self.drawn: list[Image.Image] = []
+        show(trainer, "samples", grid, self._file(trainer))
 
     def on_predict_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Tensor, batch: list[Request], batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         """Writes each picture with all that made it."""
-        for image, request in zip(outputs.float().cpu(), batch, strict=True):
-            picture = to_pil_image(image)
-            words = re.sub(r"[^a-z0-9]+", "-", request.prompt.lower()).strip("-")[:60]
+        data: DreamBoothData = trainer.datamodule  # type: ignore[attr-defined]
+        number = data.request_batches.index(batch)
+        first = sum(len(earlier) for earlier in data.request_batches[:number])
+        for place, (image, request) in enumerate(zip(outputs.float().cpu(), batch, strict=True), start=first):
             about = request._asdict() | {"model": pl_module.pretrained}
-            write_png(picture, run_folder(trainer) / f"{len(self.drawn):04d}-{words}-seed{request.seed}.png", about)
-            self.drawn.append(picture)
+            write_png(to_pil_image(image), run_folder(trainer) / picture_name(place, request), about)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Tiles all pictures, a row per prompt."""
-        grid = tile(self.drawn, columns=len(self.seeds), labels=self.prompts or ())
-        write_png(grid, run_folder(trainer) / "grid.png", {})
+        wait()
+        if trainer.is_global_zero:
+            requests = trainer.datamodule.requests  # type: ignore[attr-defined]
+            drawn = [read_picture(run_folder(trainer) / picture_name(i, each)) for i, each in enumerate(requests)]
+            grid = tile(drawn, columns=len(self.seeds), labels=self.prompts or ())
+            write_png(grid, run_folder(trainer) / "grid.png", {})
+
+
+def picture_name(place: int, request: Request) -> str:
+    """File name of the picture that `predict` draws for the request at that place."""
+    words = re.sub(r"[^a-z0-9]+", "-", request.prompt.lower()).strip("-")[:60]
+    return f"{place:04d}-{words}-seed{request.seed}.png"
 
 
 class Keep(Callback):
-    """Keeps one resumable state and the newest exports.
+    """Keeps resumable states and exports.
 
     Args:
         every_n_steps: Optimizer steps between saves; the last step is always saved.
-        keep: How many exports stay; older ones are removed after a newer one is complete.
+        keep_states: How many states stay; one more than the newest, in case that is damaged.
+        keep_exports: How many exports stay; older ones are removed after a newer one is complete.
         dtype: Weights of the exports.
     """
 
     def __init__(
-        self, every_n_steps: int = 200, keep: int = 2, dtype: Literal["float16", "float32"] = "float16"
+        self,
+        every_n_steps: int = 200,
+        keep_states: int = 2,
+        keep_exports: int = 2,
+        dtype: Literal["float16", "float32"] = "float16",
     ) -> None:
-        for name, value in {"every_n_steps": every_n_steps, "keep": keep}.items():
+        bounds = {"every_n_steps": every_n_steps, "keep_states": keep_states, "keep_exports": keep_exports}
+        for name, value in bounds.items():
             if value < 1:
                 raise InputError(f"checkpoint.{name} is {value}, must be 1 or more")
         self.every_n_steps = every_n_steps
-        self.keep = keep
-        self.dtype = dtype
+        self.keep_states = keep_states
+        self.keep_exports = keep_exports
+        self.dtype = getattr(torch, dtype)
         self.saved_step = 0
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Removes what a kill has left, and asks for room for a state and an export."""
+        if trainer.is_global_zero:
+            remove_parts(run_folder(trainer))
+            self._prune(trainer)
+            trained = sum(weight.numel() for part in pl_module.trained.values() for weight in part.parameters())
+            exported = sum(weight.numel() for weight in pl_module.model.parameters())
+            copies = 3 if pl_module.ema is None else 4  # weights, Adam's two moments, average
+            check_room(run_folder(trainer), trained * copies * 4 + exported * self.dtype.itemsize)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """What is resumed has been saved."""
@@ -173,23 +207,27 @@ class Keep(Callback):
             self.save(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Saves a run that was ended early, by `trainer.max_time` or another callback."""
+        """Saves a run that was ended early, by a signal, `trainer.max_time` or another callback."""
         if trainer.global_step > self.saved_step:
             self.save(trainer, pl_module)
 
     def save(self, trainer: pl.Trainer, pl_module: DreamBooth) -> None:
-        """Writes state and export, then removes exports that are no longer kept."""
+        """Writes an export, then the state, then removes older ones.
+
+        The state comes last: whatever a run has written before it, a run that goes on from there finds.
+        """
         folder = run_folder(trainer)
-        self.saved_step = trainer.global_step
-        trainer.save_checkpoint(folder / STATE)
+        self.saved_step = step = trainer.global_step
         if trainer.is_global_zero:
-            exports = folder / EXPORTS
             data: DreamBoothData = trainer.datamodule  # type: ignore[attr-defined]
-            export(pl_module, data, exports / f"step-{trainer.global_step:06d}", getattr(torch, self.dtype))
-            prune(exports, self.keep)
+            export(pl_module, data, folder / EXPORTS / f"step-{step:06d}", self.dtype)
+            if isinstance(trainer.logger, pl.loggers.TensorBoardLogger):
+                trainer.logger.experiment.flush()
+        trainer.save_checkpoint(states.state_path(folder, step))
+        if trainer.is_global_zero:
+            self._prune(trainer)
 
-
-def prune(exports: Path, keep: int) -> None:
-    """Removes all but the newest exports."""
-    for old in sorted(exports.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+    def _prune(self, trainer: pl.Trainer) -> None:
+        states.prune(run_folder(trainer), self.keep_states)
+        for old in sorted((run_folder(trainer) / EXPORTS).glob("step-*"))[: -self.keep_exports]:
+            shutil.rmtree(old)

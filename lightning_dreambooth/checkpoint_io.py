@@ -1,59 +1,54 @@
-"""How a state and an export reach the disk: beside their target, flushed, renamed into place."""
+"""How a state is written and read: whole or not at all, and nothing in it is run."""
 
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from lightning_dreambooth.disk import replaced
+from lightning_dreambooth.errors import InputError
 
-def flush(path: Path) -> None:
-    """Asks the disk to keep a file or folder now: a rename alone does not survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
+
+def is_whole(path: Path) -> bool:
+    """Whether every byte of a state is as it was written, by the checksums in it."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def replaced(target: Path) -> Iterator[Path]:
-    """Gives a path beside `target` to write a file or folder to, and renames it into place when that has succeeded."""
-    beside = target.with_name(f".{target.name}.part")
-    _remove(beside)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield beside
-        for path in (beside, *beside.rglob("*")):
-            flush(path)
-        if target.is_dir():
-            shutil.rmtree(target)
-        beside.replace(target)
-        flush(target.parent)
-    finally:
-        _remove(beside)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError):
+        return False
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's format, written so that a kill at any moment leaves the previous state whole."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Writes a state of tensors and plain values."""
-        with replaced(Path(path)) as beside:
-            torch.save(checkpoint, beside)
+        """Writes a state of tensors and plain values.
+
+        Raises:
+            TrainingError: if the disk refuses.
+        """
+        with replaced(Path(path)) as beside, beside.open("wb") as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # torch's archive hides what the disk has said
+                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Reads a state; nothing but tensors and plain values is unpickled."""
-        state: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        """Reads a state; nothing but tensors and plain values is unpickled.
+
+        Raises:
+            InputError: if it is something else.
+        """
+        try:
+            state = torch.load(path, map_location=map_location or "cpu", weights_only=True, mmap=True)
+        except Exception as error:  # what a broken or hostile file ends in is not for us to foresee
+            reason = str(error).strip().splitlines() or [repr(error)]
+            raise InputError(
+                f"{path} cannot be loaded as a state of tensors and plain values ({reason[0]}); give a state that "
+                "`fit` has written"
+            ) from error
+        if not isinstance(state, dict):
+            raise InputError(f"{path} holds a {type(state).__name__}, which is no state that `fit` has written")
         return state

@@ -1,7 +1,7 @@
 """The front door: `python -m lightning_dreambooth fit | predict`."""
 
 import itertools
-import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -11,17 +11,23 @@ from jsonargparse import ArgumentError
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
-from lightning_dreambooth.callbacks import EXPORTS, SAMPLES, STATE, Keep, Samples
+from lightning_dreambooth.callbacks import EXPORTS, SAMPLES, Keep, Samples
 from lightning_dreambooth.checkpoint_io import AtomicCheckpointIO
 from lightning_dreambooth.data import DreamBoothData
-from lightning_dreambooth.errors import InputError, TrainingError
+from lightning_dreambooth.errors import InputError, Stopped, TrainingError
+from lightning_dreambooth.interruption import SIGNALS, Interruption
 from lightning_dreambooth.module import DreamBooth
+from lightning_dreambooth.states import RUNS, check_base, find_state, read_state
 from lightning_dreambooth.watch import Watch
 
 PROG = "python -m lightning_dreambooth"
-RUNS = Path("checkpoints")
 EXAMPLE = Path(__file__).parent.parent / "configs" / "toon.yaml"
+
+STRATEGIES = (SingleDeviceStrategy, DDPStrategy)  # tried; others keep parts of the weights in each process
 
 TRAINER_DEFAULTS = {
     "enable_checkpointing": False,  # Keep does it
@@ -48,8 +54,8 @@ class DreamBoothCLI(LightningCLI):
             "--name", type=str | None, default=None,
             help="Name of the run; everything it writes lies in checkpoints/<name>. (default: the config's name)",
         )  # fmt: skip
-        parser.add_lightning_class_args(Keep, "checkpoint")
         parser.add_lightning_class_args(Samples, "samples")
+        parser.add_lightning_class_args(Keep, "checkpoint")  # last: a state says that all else of its step is there
         for key in ("pretrained", "vae", "revision", "variant", "prior_weight", "train_text_encoder"):
             parser.link_arguments(f"model.{key}", f"data.{key}")
         parser.link_arguments("seed_everything", "model.seed")
@@ -66,18 +72,30 @@ class DreamBoothCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Leaves the parsed arguments alone: what is asked for wins over the checkpoint (Lightning#21455)."""
 
+    @property
+    def interruption(self) -> Interruption:
+        """The callback that knows of signals."""
+        trainer: Any = self.trainer
+        return next(callback for callback in trainer.callbacks if isinstance(callback, Interruption))
+
     def before_instantiate_classes(self) -> None:
         """Names the run, and finds the state to go on from."""
         config = self.config[self.subcommand]
         configs = [Path(str(path)) for path in config.get("config") or []]
         default = default_name(configs)
-        state = find_state(config.get("ckpt_path"), config.name or default)
+        self.state_path = find_state(config.get("ckpt_path"), config.name or default)
+        self.state = None if self.state_path is None else read_state(self.state_path)
+        begins = config.get("ckpt_path") == "last" and self.state_path is None
         if self.subcommand == "predict":
-            default, resumed = "predict", None
+            if begins:
+                raise InputError(f"there is no state in {RUNS / (config.name or default)}; leave out --ckpt_path")
+            self.folder = run_folder(config.name, "predict", None)
+        elif begins:
+            self.folder = RUNS / (config.name or default)
+            print(f"{self.folder} has no state yet: it begins at step 0", file=sys.stderr)
         else:
-            resumed = state
-        self.folder = run_folder(config.name, default, resumed)
-        config.ckpt_path = None if state is None else str(state)
+            self.folder = run_folder(config.name, default, self.state_path)
+        config.ckpt_path = None if self.state_path is None else str(self.state_path)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Sets where a run writes, and how."""
@@ -87,20 +105,53 @@ class DreamBoothCLI(LightningCLI):
         if self.subcommand == "predict":
             kwargs["logger"] = False
         elif given.get("logger") in (None, True):
-            kwargs["logger"] = TensorBoardLogger(RUNS, name=self.folder.name, version="", default_hp_metric=False)
+            options: dict[str, Any] = {"name": self.folder.name, "version": "", "default_hp_metric": False}
+            if self.state is not None:  # what was logged after it is logged again
+                options["purge_step"] = self.state["global_step"] + 1
+            kwargs["logger"] = TensorBoardLogger(RUNS, **options)
         # The saved config runs the job again, from its beginning and under a name of its own.
         config = self.config[self.subcommand]
         config.name, config.ckpt_path = None, None
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            raise InputError(f"trainer: {error}") from error
 
     def before_fit(self) -> None:
-        """Starts the clock."""
+        """Checks everything that can be checked without a model, on every process, and starts the clock."""
+        if self.trainer.max_steps < 1:
+            raise InputError("trainer.max_steps must be 1 or more: the length of the training in optimizer steps")
+        if type(self.trainer.strategy) not in STRATEGIES:
+            raise InputError(
+                f"trainer.strategy {type(self.trainer.strategy).__name__} cuts up weights that exports need whole; "
+                "use ddp, and configs/low_memory.yaml if memory is short"
+            )
+        self._check_base()
+        self.datamodule.check()
         self.began = time.monotonic()
+
+    def before_predict(self) -> None:
+        """Checks what is to be drawn."""
+        self._check_base()
+        self.datamodule.check_requests()
+
+    def _check_base(self) -> None:
+        if self.state is not None and self.state_path is not None:
+            check_base(self.state_path, self.state, self.datamodule.files.fingerprint)
 
     def after_fit(self) -> None:
         """Says what was achieved and where it lies."""
-        if not self.trainer.is_global_zero:
-            return
+        if self.trainer.is_global_zero:
+            self._summarize()
+        number = self.interruption.agreed
+        if number:
+            raise Stopped(
+                number,
+                f"stopped by {signal.Signals(number).name} after step {self.trainer.global_step}, which is saved; "
+                f"go on with --name {self.folder.name} --ckpt_path last",
+            )
+
+    def _summarize(self) -> None:
         steps, loss = self.trainer.global_step, self.trainer.callback_metrics.get("train/loss")
         if loss is None:
             print(f"{self.folder.name}: nothing was trained, {steps} steps were done before; raise trainer.max_steps")
@@ -135,33 +186,16 @@ def default_name(configs: list[Path]) -> str:
     return configs[-1].resolve().parent.name if configs[-1].name == "config.yaml" else configs[-1].stem
 
 
-def find_state(ckpt_path: str | None, name: str) -> Path | None:
-    """`--ckpt_path` => the state it means; `last` is the newest of the runs of that name.
-
-    Raises:
-        InputError: if there is none.
-    """
-    if ckpt_path is None:
-        return None
-    if ckpt_path != "last":
-        if not Path(ckpt_path).is_file():
-            raise InputError(f"ckpt_path {ckpt_path} is not a file; give a {STATE} or 'last'")
-        return Path(ckpt_path)
-    runs = re.compile(rf"{re.escape(name)}(-\d+)?")
-    states = [state for state in RUNS.glob(f"*/{STATE}") if runs.fullmatch(state.parent.name)]
-    if not states:
-        raise InputError(f"there is no state to resume in {RUNS / name}; leave out --ckpt_path")
-    return max(states, key=lambda state: state.stat().st_mtime)
-
-
 def run_folder(name: str | None, default: str, resumed: Path | None) -> Path:
     """Where a run writes: where the resumed state lies, in a folder of the given name, or of a free one.
 
     Raises:
         InputError: if the given name is taken by another run.
     """
-    if resumed and resumed.parent.parent == RUNS and name in (None, resumed.parent.name):
-        return resumed.parent
+    if resumed:
+        run = resumed.resolve().parent.parent
+        if run.parent == RUNS.resolve() and name in (None, run.name):
+            return RUNS / run.name
     if name is None:
         free = (RUNS / (default if number == 1 else f"{default}-{number}") for number in itertools.count(1))
         return next(folder for folder in free if not folder.exists())
@@ -183,25 +217,37 @@ def with_example(args: list[str]) -> list[str]:
 
 
 def main(args: list[str] | None = None) -> DreamBoothCLI:
-    """Runs a verb; wrong input ends in one line and exit code 2, a failed training in one line and exit code 1."""
+    """Runs a verb; wrong input ends in one line and exit code 2, a failed run in one line and exit code 1.
+
+    A run that a signal has ended has saved, says so, and exits with 128 + the signal's number.
+    """
+    interruption = Interruption()
+    before = [signal.getsignal(number) for number in SIGNALS]
     try:
+        interruption.listen()
         return DreamBoothCLI(
             DreamBooth, DreamBoothData,
             args=args,
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            trainer_defaults=TRAINER_DEFAULTS | {"callbacks": [Watch()]},
+            trainer_defaults=TRAINER_DEFAULTS | {"callbacks": [Watch(), interruption]},
             save_config_callback=LogConfig,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"prog": PROG, "exit_on_error": False},
         )  # fmt: skip
     except (InputError, ArgumentError) as error:
         sys.exit(_complain(error, 2))
-    except TrainingError as error:
+    except (TrainingError, OSError) as error:
         sys.exit(_complain(error, 1))
+    except Stopped as stopped:
+        # A launcher that sees one of its children fail kills all others, so only the first process says it.
+        sys.exit(0 if getattr(rank_zero_only, "rank", 0) else _complain(stopped, 128 + stopped.number))
+    finally:
+        for number, handler in zip(SIGNALS, before, strict=True):
+            signal.signal(number, handler)
 
 
-def _complain(error: Exception, code: int) -> int:
-    print(f"{PROG}: error: {' '.join(str(error).split())}", file=sys.stderr)
+def _complain(error: BaseException, code: int) -> int:
+    print(f"{PROG}: {'error: ' if code < 128 else ''}{' '.join(str(error).split())}", file=sys.stderr)
     return code

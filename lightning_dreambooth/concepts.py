@@ -1,11 +1,16 @@
 """What is learned: concepts from flags or from a `concepts_list.json`, checked before anything is loaded. No torch."""
 
 import json
+import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from lightning_dreambooth.errors import InputError
-from lightning_dreambooth.pictures import list_pictures, read_caption, read_picture
+from PIL import Image
+
+from lightning_dreambooth.errors import InputError, InputWarning
+from lightning_dreambooth.pictures import list_pictures, near_identical, read_caption, read_picture
+
+HANDFUL = 200  # more instance pictures than this are not compared with each other
 
 
 @dataclass(frozen=True)
@@ -62,13 +67,15 @@ def _concept(entry: dict[str, object], where: str) -> Concept:
     return Concept(**entry)  # type: ignore[arg-type]
 
 
-def check(concept: Concept, needs_class: bool) -> int:
-    """Raises InputError if a concept cannot be trained on; returns how many files beside its pictures are none."""
-    pictures, skipped = instance_pictures(concept)
-    for picture in pictures:
-        read_picture(picture.path)
-    if not pictures:
-        raise InputError(f"{concept.instance_data_dir} holds no pictures; put 3 to 20 of the subject there")
+def check(concept: Concept, needs_class: bool, resolution_px: int) -> None:
+    """Looks at a concept and at each of its instance pictures.
+
+    Raises:
+        InputError: if it cannot be trained on.
+
+    Warns:
+        InputWarning: if it can, but is hardly meant so.
+    """
     for name, value in {"weight": concept.weight, "num_class_images": concept.num_class_images}.items():
         if value is not None and value < 1:
             raise InputError(f"{name} of the concept {concept.instance_prompt!r} is {value}, must be 1 or more")
@@ -79,7 +86,30 @@ def check(concept: Concept, needs_class: bool) -> int:
         )
     if needs_class and Path(str(concept.class_data_dir)).resolve() == Path(concept.instance_data_dir).resolve():
         raise InputError(f"{concept.class_data_dir} is class_data_dir and instance_data_dir; give each its own folder")
-    return skipped
+    if concept.identifier and concept.identifier not in concept.instance_prompt:
+        _warn(f"the identifier {concept.identifier!r} does not occur in the prompt {concept.instance_prompt!r}")
+    pictures, skipped = instance_pictures(concept)
+    if not pictures:
+        raise InputError(f"{concept.instance_data_dir} holds no pictures; put 3 to 20 of the subject there")
+    if skipped:
+        _warn(f"{concept.instance_data_dir}: skipped {skipped} files that are no pictures")
+    _look_at([picture.path for picture in pictures], resolution_px)
+
+
+def _look_at(paths: list[Path], resolution_px: int) -> None:
+    seen = []
+    for path in paths:
+        picture = read_picture(path)
+        if min(picture.size) < resolution_px:
+            _warn(f"{path} is {picture.width} x {picture.height} px, smaller than the resolution {resolution_px}")
+        if len(paths) <= HANDFUL:
+            seen.append(picture.resize((64, 64), Image.Resampling.BOX))
+    for i, j in near_identical(seen):
+        _warn(f"{paths[i]} and {paths[j]} are nearly the same picture, which counts double")
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, InputWarning, stacklevel=1)
 
 
 def instance_pictures(concept: Concept) -> tuple[list[Picture], int]:
@@ -88,7 +118,9 @@ def instance_pictures(concept: Concept) -> tuple[list[Picture], int]:
 
 
 def class_pictures(concept: Concept) -> tuple[list[Picture], int]:
-    """The class pictures with their prompts, and the number of files that are no pictures."""
+    """The class pictures with their prompts, none before the first run, and the number of other files."""
+    if not Path(str(concept.class_data_dir)).is_dir():
+        return [], 0
     return _pictures(str(concept.class_data_dir), str(concept.class_prompt))
 
 

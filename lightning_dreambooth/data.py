@@ -1,5 +1,6 @@
 """Concepts to batches, as a LightningDataModule: checks, class images, caches, loaders."""
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -7,27 +8,21 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
+from transformers import CLIPTokenizer
 
 from lightning_dreambooth import concepts as concepts_
 from lightning_dreambooth import priors
 from lightning_dreambooth.concepts import Concept
 from lightning_dreambooth.dataset import ConceptPictures, OrderedLoader, PairDataset, ShardedOrder, views_of
-from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.errors import InputError, InputWarning
 from lightning_dreambooth.latents import LatentCache
-from lightning_dreambooth.model_files import (
-    fingerprint,
-    locate,
-    locate_vae,
-    native_resolution,
-    vae_factor,
-    weights_file,
-)  # fmt: skip
+from lightning_dreambooth.model_files import ModelFiles
 from lightning_dreambooth.priors import Recipe
+from lightning_dreambooth.processes import count, let_go, rank, share
 from lightning_dreambooth.sampling import Request, Sampler, batches, check_request
-from lightning_dreambooth.stable_diffusion import StableDiffusion
+from lightning_dreambooth.stable_diffusion import StableDiffusion, cut_off, load_tokenizer, tokenize
 
 ENCODE_BATCH = 32  # pictures or prompts encoded at once
 
@@ -113,10 +108,7 @@ class DreamBoothData(pl.LightningDataModule):
         self.num_workers = num_workers
         self.class_recipe = (class_negative_prompt, class_steps, class_guidance_scale, class_sampler)
         self.class_batch_size = class_batch_size
-        self.pretrained = pretrained
-        self.vae = vae
-        self.revision = revision
-        self.variant = variant
+        self.files = ModelFiles(pretrained, vae, revision, variant)
         self.prior_weight = prior_weight
         self.train_text_encoder = train_text_encoder
         self.seed = seed
@@ -130,6 +122,8 @@ class DreamBoothData(pl.LightningDataModule):
             "identifier": identifier,
         }
         self.concepts_list = concepts_list
+        self.checked = False
+        self.resumed = (0, 0)
         self._check_values()
 
     def _check_values(self) -> None:
@@ -154,70 +148,82 @@ class DreamBoothData(pl.LightningDataModule):
         return [Concept(**self.flags)]  # type: ignore[arg-type]
 
     @cached_property
-    def folder(self) -> Path:
-        """Local folder of the model, found or downloaded."""
-        return locate(self.pretrained, self.revision, self.variant)
-
-    @cached_property
-    def vae_folder(self) -> Path:
-        """Local folder of the VAE that encodes and decodes."""
-        return self.folder / "vae" if self.vae is None else locate_vae(self.vae)
-
-    @cached_property
     def resolution_px(self) -> int:
         """Side of the squares that are trained on and drawn."""
-        return self.resolution or native_resolution(self.folder, self.vae_folder)
+        return self.resolution or self.files.native_resolution_px
 
     @cached_property
     def model(self) -> StableDiffusion:
         """The original weights, loaded when first asked for and given away again at the end of `setup`."""
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        return StableDiffusion.load(self.folder, self.vae_folder, self.variant).to(device)
+        return StableDiffusion.load(self.files.folder, self.files.vae_folder, self.files.variant).to(device)
+
+    @property
+    def with_prior(self) -> bool:
+        """Whether class pictures are trained on."""
+        return self.prior_weight > 0
+
+    @cached_property
+    def tokenizer(self) -> CLIPTokenizer:
+        """The model's tokenizer."""
+        return load_tokenizer(self.files.folder)
 
     def check(self) -> None:
-        """Raises InputError for whatever is wrong with pictures, prompts and sizes, before a model is loaded."""
-        for concept in self.concepts:
-            if skipped := concepts_.check(concept, needs_class=self.prior_weight > 0):
-                rank_zero_info(f"{concept.instance_data_dir}: skipped {skipped} files that are no pictures")
-        by_folder = {concept.class_data_dir: concept.class_prompt for concept in self.concepts}
-        for concept in self.concepts:
-            if self.prior_weight > 0 and by_folder[concept.class_data_dir] != concept.class_prompt:
-                raise InputError(f"{concept.class_data_dir} is class_data_dir of two class prompts; give each its own")
-        factor = vae_factor(self.vae_folder)
+        """Looks at everything that `fit` will read, before a model is loaded; only the first call does.
+
+        Raises:
+            InputError: if pictures, prompts, sizes or class images cannot be trained on.
+
+        Warns:
+            InputWarning: if they can, but are hardly meant so.
+        """
+        if self.checked:
+            return
+        factor = self.files.vae_factor
         if self.resolution_px % factor:
             raise InputError(
                 f"data.resolution is {self.resolution_px}, must be a multiple of the VAE's factor {factor}"
             )
+        by_folder = {concept.class_data_dir: concept.class_prompt for concept in self.concepts}
+        for concept in self.concepts:
+            concepts_.check(concept, self.with_prior, self.resolution_px)
+            if self.with_prior and by_folder[concept.class_data_dir] != concept.class_prompt:
+                raise InputError(f"{concept.class_data_dir} is class_data_dir of two class prompts; give each its own")
+            if self.with_prior:
+                priors.plan(concept, *self._class_images(concept), self.seed)
+        sets = [self._pictures(concept) for concept in self.concepts]
+        prompts = [picture.prompt for concept in sets for picture in (*concept.instances, *concept.classes)]
+        self._warn_of_long([*prompts, *(str(concept.class_prompt or "") for concept in self.concepts)])
+        self.checked = True
+
+    def check_requests(self) -> None:
+        """Looks at what `predict` will draw.
+
+        Raises:
+            InputError: if that is nothing.
+        """
+        if not self.requests:
+            raise InputError("nothing to draw: give samples.prompts or samples.prompts_file")
+        self._warn_of_long([request.prompt for request in self.requests])
+
+    def _warn_of_long(self, prompts: list[str]) -> None:
+        for prompt in dict.fromkeys([*prompts, *(request.prompt for request in self.requests)]):
+            if cut := cut_off(self.tokenizer, prompt):
+                warnings.warn(
+                    f"the prompt {prompt!r} is longer than the {self.tokenizer.model_max_length} tokens that the model "
+                    f"reads; it does not see {cut!r}", InputWarning, stacklevel=1,
+                )  # fmt: skip
 
     def prepare_data(self) -> None:
-        """Checks everything, then draws the class images that are missing."""
+        """Checks everything, for those who use this class without the command line."""
         if self.trainer and self.trainer.predicting:
-            if not self.requests:
-                raise InputError("nothing to draw: give samples.prompts or samples.prompts_file")
-            return
-        if self.trainer and self.trainer.max_steps < 1:
-            raise InputError("trainer.max_steps must be 1 or more: the length of the training in optimizer steps")
-        self.check()
-        if self.prior_weight > 0:
-            for concept in self.concepts:
-                self._plan(concept)  # raises before anything is drawn
-            for concept in self.concepts:
-                with self._precision():
-                    priors.draw(*self._plan(concept), lambda: self.model, self.class_batch_size)
+            self.check_requests()
+        else:
+            self.check()
 
-    def _plan(self, concept: Concept) -> tuple[list[priors.Missing], Recipe]:
-        recipe = Recipe(str(concept.class_prompt), *self.class_recipe, self.resolution_px, self.fingerprint)
-        return priors.plan(concept, concept.num_class_images or self.num_class_images, recipe, self.seed), recipe
-
-    @property
-    def fingerprint(self) -> str:
-        """Fingerprint of the weights that draw the class images."""
-        parts = [self.folder / part / weights_file(part, self.variant) for part in ("unet", "text_encoder")]
-        return fingerprint(*parts, self._vae_file)
-
-    @property
-    def _vae_file(self) -> Path:
-        return self.vae_folder / weights_file("vae", self.variant if self.vae is None else None)
+    def _class_images(self, concept: Concept) -> tuple[int, Recipe]:
+        recipe = Recipe(str(concept.class_prompt), *self.class_recipe, self.resolution_px, self.files.fingerprint)
+        return concept.num_class_images or self.num_class_images, recipe
 
     def _precision(self) -> AbstractContextManager[Any]:
         """The trainer's precision, for what is computed outside its steps."""
@@ -228,18 +234,21 @@ class DreamBoothData(pl.LightningDataModule):
         return str(self.trainer.precision) if self.trainer else "32-true"
 
     def setup(self, stage: str) -> None:
-        """Lists the pictures and fills the caches."""
+        """Draws missing class images, lists the pictures and fills the caches, all processes together."""
         if stage != "fit":
             return
-        sets = [self._pictures(concept) for concept in self.concepts]
-        pictures = [picture for concept in sets for picture in concept.instances + concept.classes]
-        views = views_of(self.crop, self.flip, self.seed)
-        cache = None
         with self._precision():
+            for concept in self.concepts if self.with_prior else []:
+                priors.fill(concept, *self._class_images(concept), self.seed, lambda: self.model, self.class_batch_size)
+            sets = [self._pictures(concept) for concept in self.concepts]
+            pictures = [picture for concept in sets for picture in concept.instances + concept.classes]
+            views = views_of(self.crop, self.flip, self.seed)
             texts = self._texts(sorted({"", *(picture.prompt for picture in pictures)}))
+            cache = None
             if self.cache_latents:
-                folder = Path(self.cache_dir) if self.cache_dir else None
-                encoder = f"{fingerprint(self._vae_file, self.vae_folder / 'config.json')} {self._precision_name}"
+                # bf16 and fp32 give other moments, so the precision is part of the name.
+                encoder = f"{self.files.vae_fingerprint} {self._precision_name}"
+                folder = None if self.cache_dir is None else Path(self.cache_dir)
                 cache = LatentCache(encoder, self.resolution_px, folder)
                 wanted = [(picture.path, view) for picture in pictures for view in views]
                 cache.fill(wanted, lambda pictures: self.model.encode(pictures.to(self.model.device)), ENCODE_BATCH)
@@ -254,11 +263,28 @@ class DreamBoothData(pl.LightningDataModule):
     @torch.no_grad()
     def _texts(self, prompts: list[str]) -> dict[str, Tensor]:
         """Token ids of each prompt, or its embeddings when the text encoder is frozen."""
-        ids = self.model.tokenize(prompts)
+        ids = tokenize(self.tokenizer, prompts)
         if self.train_text_encoder:
             return dict(zip(prompts, ids, strict=True))
         embeddings = [self.model.embed(part.to(self.model.device)).float().cpu() for part in ids.split(ENCODE_BATCH)]
         return dict(zip(prompts, torch.cat(embeddings), strict=True))
+
+    def samples_seen(self, step: int) -> int:
+        """How many samples training has consumed up to an optimizer step, whatever the batch sizes were."""
+        trainer: Any = self.trainer
+        first_step, first_sample = self.resumed
+        per_step = self.batch_size * trainer.accumulate_grad_batches * trainer.world_size
+        return first_sample + (step - first_step) * per_step
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a state says of the data: how much of it was seen, and which weights training began from."""
+        trainer: Any = self.trainer
+        step = trainer.global_step
+        return {"base_model": self.files.fingerprint, "step": step, "samples": self.samples_seen(step)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on with the first sample that was not seen."""
+        self.resumed = (int(state["step"]), int(state["samples"]))
 
     def train_dataloader(self) -> OrderedLoader:
         """Micro-batches from where training stands to `max_steps`, as one long epoch."""
@@ -266,13 +292,18 @@ class DreamBoothData(pl.LightningDataModule):
         accumulation = trainer.accumulate_grad_batches
         order = ShardedOrder(
             trainer.max_steps * accumulation, trainer.global_step * accumulation,
-            self.batch_size, trainer.global_rank, trainer.world_size,
+            self.samples_seen(trainer.global_step), self.batch_size, rank(), count(),
         )  # fmt: skip
         return OrderedLoader(
-            self.dataset, batch_sampler=order, collate_fn=self.dataset.collate,
+            self.dataset, batch_sampler=order, collate_fn=self.dataset.collate, worker_init_fn=let_go,
             num_workers=self.num_workers, pin_memory=trainer.strategy.root_device.type == "cuda",
         )  # fmt: skip
 
-    def predict_dataloader(self) -> DataLoader[Any]:
+    @cached_property
+    def request_batches(self) -> list[list[Request]]:
         """The requested pictures, in batches of equal settings."""
-        return DataLoader(batches(self.requests, self.sample_batch_size), batch_size=None)  # type: ignore[arg-type]
+        return batches(self.requests, self.sample_batch_size)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """The batches that this process draws."""
+        return DataLoader(share(self.request_batches), batch_size=None)  # type: ignore[arg-type]

@@ -133,15 +133,17 @@ class PairDataset(Dataset[Sample]):
 
 
 class ShardedOrder(Sampler[list[int]]):
-    """Sample indices of each micro-batch of one process, from a given micro-batch on.
+    """Sample indices of each micro-batch of one process, from a given micro-batch and sample on.
 
-    Row b of micro-batch m on rank r is sample (m * world_size + r) * batch_size + b, so several processes consume the
-    same samples as one. The length counts from the beginning of the run, as Lightning's progress does after a resume.
+    Row b of the n-th micro-batch from here on rank r is sample `first + (n * world_size + r) * batch_size + b`, so
+    several processes consume the same samples as one. The length counts from the beginning of the run, as Lightning's
+    progress does after a resume.
     """
 
-    def __init__(self, length: int, start: int, batch_size: int, rank: int, world_size: int) -> None:
+    def __init__(self, length: int, start: int, first: int, batch_size: int, rank: int, world_size: int) -> None:
         self.length = length
         self.start = start
+        self.first = first
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
@@ -150,8 +152,8 @@ class ShardedOrder(Sampler[list[int]]):
         return self.length
 
     def __iter__(self) -> Iterator[list[int]]:
-        for m in range(self.start, self.length):
-            first = (m * self.world_size + self.rank) * self.batch_size
+        for n in range(self.length - self.start):
+            first = self.first + (n * self.world_size + self.rank) * self.batch_size
             yield list(range(first, first + self.batch_size))
 
 

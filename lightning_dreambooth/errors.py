@@ -1,4 +1,4 @@
-"""The two ways in which this package says no. `cli.main` prints their one line."""
+"""How this package says no, stops, or raises a finger. `cli.main` prints their one line."""
 
 
 class InputError(ValueError):
@@ -6,4 +6,16 @@ class InputError(ValueError):
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; what was saved before stands. Exit code 1."""
+    """The run cannot go on; what was saved before stands. Exit code 1."""
+
+
+class Stopped(BaseException):
+    """A signal ended the run. Exit code 128 + its number."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+class InputWarning(UserWarning):
+    """Input that can be worked with, but is hardly what was meant."""

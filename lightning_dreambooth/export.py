@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from lightning_dreambooth.checkpoint_io import replaced
 from lightning_dreambooth.data import DreamBoothData
+from lightning_dreambooth.disk import replaced
 from lightning_dreambooth.module import DreamBooth
 
 

@@ -1,7 +1,7 @@
 """Encoded pictures, kept by content: a changed picture, crop, resolution or VAE is another entry."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -11,7 +11,10 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
+from lightning_dreambooth.disk import replaced
+from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.pictures import View, crop, read_picture, square_box
+from lightning_dreambooth.processes import alone, merged, rank, share, wait
 
 Encode = Callable[[UInt8[Tensor, "rows 3 height width"]], Float[Tensor, "rows twice_c h w"]]
 
@@ -49,28 +52,45 @@ class LatentCache:
     def get(self, path: Path, view: View) -> Float[Tensor, "twice_c h w"]:
         """The posterior of one picture; it must have been filled in before."""
         key = self.key(path, view)
-        return self.memory[key] if self.folder is None else load_file(self.folder / f"{key}.safetensors")["moments"]
+        return self.memory[key] if self.folder is None else load_file(self._file(key))["moments"]
 
     def fill(self, wanted: Iterable[tuple[Path, View]], encode: Encode, batch_size: int) -> None:
-        """Encodes what is not there yet."""
+        """Encodes what is not there yet, shared out among all processes."""
         by_key = {self.key(path, view): (path, view) for path, view in wanted}
-        missing = [item for item in by_key.items() if not self._has(item[0])]
-        with tqdm(total=len(missing), desc="encoding pictures", unit="picture", disable=not missing) as progress:
-            for start in range(0, len(missing), batch_size):
-                batch = missing[start : start + batch_size]
+        if self.folder is None:
+            self._encode(by_key, encode, batch_size)
+            self.memory = merged(self.memory)
+            return
+        missing = self._missing(by_key)
+        wait()  # all have looked before one encodes
+        if missing:
+            with alone(self.folder):
+                self._encode(by_key, encode, batch_size)
+        if absent := self._missing(by_key):
+            raise InputError(f"{self._file(absent[0])} was made on another node; name a cache_dir that all nodes share")
+
+    def _encode(self, by_key: Mapping[str, tuple[Path, View]], encode: Encode, batch_size: int) -> None:
+        missing = self._missing(by_key)
+        wait()
+        mine = [(key, by_key[key]) for key in share(missing)]
+        silent = rank() > 0 or not mine
+        with tqdm(total=len(mine), desc="encoding pictures", unit="picture", disable=silent) as progress:
+            for start in range(0, len(mine), batch_size):
+                batch = mine[start : start + batch_size]
                 pictures = torch.stack([read_bytes(path, view, self.resolution_px) for _, (path, view) in batch])
                 for (key, _), moments in zip(batch, encode(pictures).cpu(), strict=True):
                     self._put(key, moments.clone(memory_format=torch.contiguous_format))
                 progress.update(len(batch))
 
-    def _has(self, key: str) -> bool:
-        return key in self.memory if self.folder is None else (self.folder / f"{key}.safetensors").is_file()
+    def _file(self, key: str) -> Path:
+        return Path(str(self.folder), f"{key}.safetensors")
+
+    def _missing(self, keys: Iterable[str]) -> list[str]:
+        return [key for key in keys if not (key in self.memory if self.folder is None else self._file(key).is_file())]
 
     def _put(self, key: str, moments: Tensor) -> None:
         if self.folder is None:
             self.memory[key] = moments
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        beside = self.folder / f".{key}.part"
-        save_file({"moments": moments}, beside)
-        beside.replace(self.folder / f"{key}.safetensors")
+        with replaced(self._file(key)) as beside:
+            save_file({"moments": moments}, beside)

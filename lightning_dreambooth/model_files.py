@@ -2,11 +2,13 @@
 
 import hashlib
 import json
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
 
 from lightning_dreambooth.errors import InputError
 
@@ -32,7 +34,7 @@ def locate(pretrained: str, revision: str | None = None, variant: str | None = N
     wanted = ["tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json"]
     wanted += [f"{part}/{name}" for part in WEIGHTS for name in ("config.json", weights_file(part, variant))]
     _complete(folder, wanted, pretrained)
-    kind = json.loads((folder / wanted[1]).read_text(encoding="utf-8")).get("prediction_type", "epsilon")
+    kind = read_config(folder / wanted[1]).get("prediction_type", "epsilon")
     if kind not in PREDICTION_TYPES:
         raise InputError(f"{pretrained} predicts {kind!r}; can be trained: {', '.join(PREDICTION_TYPES)}")
     return folder
@@ -60,19 +62,91 @@ def _complete(folder: Path, wanted: list[str], name: str) -> Path:
     missing = [file for file in wanted if not (folder / file).is_file()]
     if missing:
         raise InputError(f"{name} lacks {', '.join(missing)}; a diffusers folder with safetensors weights is needed")
+    for file in wanted:
+        if file.endswith(".json"):
+            read_config(folder / file)
+        else:
+            _check_weights(folder / file)
     return folder
 
 
-def vae_factor(vae_folder: Path) -> int:
-    """How many pixels of a side one latent stands for, read from the VAE's config."""
-    config = json.loads((vae_folder / "config.json").read_text(encoding="utf-8"))
-    return int(2 ** (len(config["block_out_channels"]) - 1))
+def read_config(file: Path) -> dict[str, Any]:
+    """A part's config.
+
+    Raises:
+        InputError: if it is none.
+    """
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{file} is no JSON object ({error}); get the model again") from error
 
 
-def native_resolution(folder: Path, vae_folder: Path) -> int:
-    """Side in px of the pictures that a model was made for, read from its configs."""
-    config = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
-    return int(config["sample_size"]) * vae_factor(vae_folder)
+def _check_weights(file: Path) -> None:
+    try:
+        with safe_open(file, framework="pt"):  # reads the header and compares it with the file's length
+            pass
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} cannot be read as safetensors ({error}); get the model again") from error
+
+
+class ModelFiles:
+    """Where the files of a model lie, found or downloaded when first asked for.
+
+    Args:
+        pretrained: Hub id or folder of the model, in diffusers' layout.
+        vae: Hub id or folder of a VAE that replaces the model's.
+        revision: Git revision of a hub model.
+        variant: Weight variant such as fp16.
+    """
+
+    def __init__(self, pretrained: str, vae: str | None, revision: str | None, variant: str | None) -> None:
+        self.pretrained = pretrained
+        self.vae = vae
+        self.revision = revision
+        self.variant = variant
+
+    @cached_property
+    def folder(self) -> Path:
+        """Local folder of the model."""
+        return locate(self.pretrained, self.revision, self.variant)
+
+    @cached_property
+    def vae_folder(self) -> Path:
+        """Local folder of the VAE that encodes and decodes."""
+        return self.folder / "vae" if self.vae is None else locate_vae(self.vae)
+
+    @property
+    def _vae_file(self) -> Path:
+        return self.vae_folder / weights_file("vae", self.variant if self.vae is None else None)
+
+    @cached_property
+    def vae_factor(self) -> int:
+        """How many pixels of a side one latent stands for."""
+        return int(2 ** (len(self._value("vae", "block_out_channels")) - 1))
+
+    @cached_property
+    def native_resolution_px(self) -> int:
+        """Side of the pictures that the model was made for."""
+        return int(self._value("unet", "sample_size")) * self.vae_factor
+
+    def _value(self, part: str, key: str) -> Any:
+        file = (self.vae_folder if part == "vae" else self.folder / part) / "config.json"
+        config = read_config(file)
+        if key not in config:
+            raise InputError(f"{file} has no {key}; get the model again")
+        return config[key]
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the original weights, which draw the class images and which a state goes on from."""
+        parts = [self.folder / part / weights_file(part, self.variant) for part in ("unet", "text_encoder")]
+        return fingerprint(*parts, self._vae_file)
+
+    @property
+    def vae_fingerprint(self) -> str:
+        """Names the VAE with its scaling factor."""
+        return fingerprint(self._vae_file, self.vae_folder / "config.json")
 
 
 @lru_cache

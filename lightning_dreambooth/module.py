@@ -25,7 +25,7 @@ from lightning_dreambooth.diffusion import (
     target,
 )  # fmt: skip
 from lightning_dreambooth.errors import InputError
-from lightning_dreambooth.model_files import locate, locate_vae
+from lightning_dreambooth.model_files import ModelFiles
 from lightning_dreambooth.optimization import Schedule, ema_update, learning_rate_factor, probe, relative_change
 from lightning_dreambooth.sampling import Request, sample
 from lightning_dreambooth.stable_diffusion import StableDiffusion
@@ -111,9 +111,8 @@ class DreamBooth(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Loads the original weights and marks what is trained."""
-        folder = locate(self.pretrained, self.revision, self.variant)
-        vae_folder = None if self.vae is None else locate_vae(self.vae)
-        self.model = StableDiffusion.load(folder, vae_folder, self.variant)
+        files = ModelFiles(self.pretrained, self.vae, self.revision, self.variant)
+        self.model = StableDiffusion.load(files.folder, files.vae_folder, self.variant)
         for part in self.trained.values():
             part.requires_grad_(True).train()
         if self.gradient_checkpointing:
@@ -240,7 +239,9 @@ class DreamBooth(pl.LightningModule):
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps frozen weights out of the state: they are the base model's."""
+        """Keeps frozen weights out of the state, which are the base model's, and names of code."""
+        for hyper_parameters in ("hyper_parameters", "datamodule_hyper_parameters"):
+            checkpoint.get(hyper_parameters, {}).pop("_instantiator", None)
         ours = self._own_weights()
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in ours}
 

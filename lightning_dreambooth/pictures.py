@@ -1,17 +1,22 @@
 """Files to pictures and back: which files count, how they are read, cropped, tiled and written. Plain PIL, no torch."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
+from lightning_dreambooth.disk import replaced
 from lightning_dreambooth.errors import InputError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # whatever a file is called, it is read as one of these
+MAX_PIXELS = 8192 * 8192  # a quarter of a gigabyte once decoded
+ALIKE = 8.0  # mean difference of 16 x 16 thumbnails, of 255: a recompressed or slightly cropped copy stays below
 
 
 class View(NamedTuple):
@@ -23,8 +28,15 @@ class View(NamedTuple):
 
 
 def list_pictures(folder: Path) -> tuple[list[Path], int]:
-    """The pictures directly in a folder, sorted by name, and how many other files there are besides captions."""
-    files = sorted(path for path in folder.iterdir() if path.is_file())
+    """The pictures directly in a folder, sorted by name, and how many other files there are besides captions.
+
+    Raises:
+        InputError: if a file is a link to somewhere else: what is trained on lies in the folder.
+    """
+    files = sorted(path for path in folder.iterdir() if path.is_file() or path.is_symlink())
+    for path in files:
+        if path.is_symlink() and folder.resolve() not in path.resolve().parents:
+            raise InputError(f"{path} is a link out of its folder, to {path.resolve()}; put a copy there")
     pictures = [path for path in files if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
     captions = [path for path in files if path.suffix == ".txt"]
     return pictures, len(files) - len(pictures) - len(captions)
@@ -39,13 +51,26 @@ def read_caption(picture: Path, otherwise: str) -> str:
 
 
 def read_picture(path: Path) -> Image.Image:
-    """A file => an upright RGB picture: EXIF rotation applied, transparency on white, palettes and 16 bit converted."""
+    """A file => an upright RGB picture: EXIF rotation applied, transparency on white, palettes and 16 bit converted.
+
+    Raises:
+        InputError: if it is broken, or larger than MAX_PIXELS, which is measured before it is decoded.
+    """
     try:
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file)
-            picture.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's advice on sizes and odd metadata
+            with Image.open(path, formats=FORMATS) as file:
+                if file.width * file.height <= MAX_PIXELS:
+                    return _upright(file)
+        size = f"{file.width} x {file.height} px, more than {MAX_PIXELS:,} in all"
+    except Exception as error:  # what decoders of broken or hostile files end in is not for us to foresee
         raise InputError(f"{path} cannot be read as a picture ({error}); repair or remove it") from error
+    raise InputError(f"{path} is {size}; make it smaller")
+
+
+def _upright(file: Image.Image) -> Image.Image:
+    picture = ImageOps.exif_transpose(file)
+    picture.load()
     if picture.mode.startswith("I;16"):
         picture = Image.fromarray((np.asarray(picture).astype(np.uint32) >> 8).astype(np.uint8))
     elif picture.mode in ("I", "F"):  # 16-bit greys that PIL widens to 32
@@ -53,6 +78,14 @@ def read_picture(path: Path) -> Image.Image:
     if picture.has_transparency_data:
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
     return picture.convert("RGB")
+
+
+def near_identical(pictures: Sequence[Image.Image]) -> list[tuple[int, int]]:
+    """Pairs of places at which the same picture seems to stand twice."""
+    small = [picture.resize((16, 16), Image.Resampling.BOX) for picture in pictures]
+    pixels = np.array([np.asarray(picture, dtype=np.float32).ravel() for picture in small])
+    far = [np.abs(pixels[i + 1 :] - pixels[i]).mean(1) for i in range(len(pixels))]
+    return [(i, i + 1 + int(j)) for i, row in enumerate(far) for j in np.flatnonzero(row < ALIKE)]
 
 
 def square_box(width: int, height: int, view: View) -> tuple[int, int, int, int]:
@@ -84,11 +117,9 @@ def tile(pictures: Sequence[Image.Image], columns: int, labels: Sequence[str] = 
 
 
 def write_png(picture: Image.Image, path: Path, about: Mapping[str, object]) -> None:
-    """Writes a PNG beside its target and renames it into place; `about` becomes text chunks that viewers show."""
+    """Writes a PNG, all or nothing; `about` becomes text chunks that viewers show."""
     chunks = PngInfo()
     for key, value in about.items():
         chunks.add_itxt(key, str(value))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    picture.save(beside, format="PNG", pnginfo=chunks)
-    beside.replace(path)
+    with replaced(path) as beside:
+        picture.save(beside, format="PNG", pnginfo=chunks)

@@ -10,8 +10,10 @@ from tqdm import tqdm
 
 from lightning_dreambooth import draws
 from lightning_dreambooth.concepts import Concept, class_pictures
+from lightning_dreambooth.disk import replaced
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.pictures import write_png
+from lightning_dreambooth.processes import alone, rank, share, wait
 from lightning_dreambooth.sampling import Request, batches, sample
 from lightning_dreambooth.stable_diffusion import StableDiffusion
 
@@ -85,23 +87,41 @@ def _read_manifest(manifest: Path) -> dict[str, dict[str, Any]]:
 
 def write_manifest(missing: Sequence[Missing], recipe: Recipe) -> None:
     """Records the plan before the first picture is drawn, so that no picture is ever without its record."""
-    folder = missing[0].path.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    manifest = folder / MANIFEST
+    manifest = missing[0].path.parent / MANIFEST
     seeds = _read_manifest(manifest)["seeds"] if manifest.is_file() else {}
     seeds |= {path.name: request.seed for path, request in missing}
-    beside = manifest.with_name(f".{MANIFEST}.part")
-    beside.write_text(json.dumps({"recipe": recipe._asdict(), "seeds": seeds}, indent=1) + "\n", encoding="utf-8")
-    beside.replace(manifest)
+    with replaced(manifest) as beside:
+        beside.write_text(json.dumps({"recipe": recipe._asdict(), "seeds": seeds}, indent=1) + "\n", encoding="utf-8")
+
+
+def fill(
+    concept: Concept, wanted: int, recipe: Recipe, seed: int, model: Callable[[], StableDiffusion], batch_size: int
+) -> None:
+    """Draws the class images that a concept lacks, shared out among all processes; asks for the model only if any are.
+
+    Raises:
+        InputError: if the folder's class images were made by another recipe, or other processes write to another disk.
+    """
+    missing = plan(concept, wanted, recipe, seed)
+    wait()  # all have looked before one draws
+    if not missing:
+        return
+    folder = Path(str(concept.class_data_dir))
+    with alone(folder):
+        missing = plan(concept, wanted, recipe, seed)  # another run may have drawn them meanwhile
+        wait()
+        if missing and rank() == 0:
+            write_manifest(missing, recipe)
+        draw(share(missing), recipe, model, batch_size)
+    if absent := [path for path, _ in missing if not path.is_file()]:
+        raise InputError(f"{absent[0]} was drawn on another node; name a class_data_dir that all nodes share")
 
 
 def draw(missing: Sequence[Missing], recipe: Recipe, model: Callable[[], StableDiffusion], batch_size: int) -> None:
-    """Draws the missing class images, each written when its batch is done; asks for the model only if any are."""
-    if not missing:
-        return
-    write_manifest(missing, recipe)
+    """Draws class images, each written when its batch is done."""
     paths = iter([path for path, _ in missing])
-    with tqdm(total=len(missing), desc=f"class images: {recipe.prompt}", unit="image") as progress:
+    about = f"class images: {recipe.prompt}"
+    with tqdm(total=len(missing), desc=about, unit="image", disable=rank() > 0 or not missing) as progress:
         for requests in batches([request for _, request in missing], batch_size):
             images = sample(model(), requests, recipe.resolution_px)
             for request, image in zip(requests, images.cpu(), strict=True):

@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.model_files import WEIGHTS, weights_file
 
 # Up to this many tokens torch's fused attention is slower than plain matrix products in a CPU's backward pass.
@@ -58,6 +59,37 @@ class ShapeAwareAttention(AttnProcessor2_0):
             return super().__call__(attn, hidden_states, *args, **kwargs)
 
 
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """The tokenizer of a model's folder.
+
+    Raises:
+        InputError: if its files are broken.
+    """
+    with _readable(folder):
+        return CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+
+
+def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> Int[Tensor, "prompts tokens"]:
+    """Prompts => token ids, always padded to the tokenizer's full length as the inference pipeline pads them."""
+    ids = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return torch.as_tensor(ids)
+
+
+def cut_off(tokenizer: CLIPTokenizer, prompt: str) -> str:
+    """The end of a prompt that does not fit into the tokenizer's length; mostly nothing."""
+    ids = tokenizer(prompt, verbose=False).input_ids[1:-1]  # without start and end
+    return str(tokenizer.decode(ids[tokenizer.model_max_length - 2 :]))
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # what libraries make of broken or hostile files is not for us to foresee
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{folder} cannot be loaded as a model ({reason}); get it again") from error
+
+
 class StableDiffusion(nn.Module):
     """UNet, text encoder and VAE with their tokenizer and noise schedule, all weights in fp32."""
 
@@ -84,7 +116,16 @@ class StableDiffusion(nn.Module):
 
     @classmethod
     def load(cls, folder: Path, vae_folder: Path | None = None, variant: str | None = None) -> "StableDiffusion":
-        """Loads the parts found by `locate`, in fp32 and evaluation mode, with the VAE of `vae_folder` if given."""
+        """Loads the parts found by `locate`, in fp32 and evaluation mode, with the VAE of `vae_folder` if given.
+
+        Raises:
+            InputError: if configs and weights do not belong together.
+        """
+        with _readable(folder):
+            return cls._load(folder, vae_folder, variant)
+
+    @classmethod
+    def _load(cls, folder: Path, vae_folder: Path | None, variant: str | None) -> "StableDiffusion":
         # Without low_cpu_mem_usage=False diffusers asks for accelerate, which nothing here needs.
         options: dict[str, Any] = {"use_safetensors": True, "low_cpu_mem_usage": False, "torch_dtype": torch.float32}
         own_vae = vae_folder is None or vae_folder == folder / "vae"
@@ -95,7 +136,7 @@ class StableDiffusion(nn.Module):
             ),
             vae=AutoencoderKL.from_pretrained(folder / "vae" if own_vae else vae_folder,
                                               variant=variant if own_vae else None, **options),
-            tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
+            tokenizer=load_tokenizer(folder),
             scheduler=DDPMScheduler.from_pretrained(folder, subfolder="scheduler"),
             folder=folder,
         ).eval().requires_grad_(False)  # fmt: skip
@@ -121,9 +162,8 @@ class StableDiffusion(nn.Module):
         return (self.vae.config.latent_channels, side, side)
 
     def tokenize(self, prompts: list[str]) -> Int[Tensor, "prompts tokens"]:
-        """Prompts => token ids, always padded to the tokenizer's full length as the inference pipeline pads them."""
-        ids = self.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        return torch.as_tensor(ids)
+        """Prompts => token ids."""
+        return tokenize(self.tokenizer, prompts)
 
     def embed(self, token_ids: Int[Tensor, "rows tokens"]) -> Float[Tensor, "rows tokens width"]:
         """Token ids => the text encoder's last hidden states; equal prompts of a batch are encoded once."""

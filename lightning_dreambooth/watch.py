@@ -44,7 +44,8 @@ class Watch(Callback):
         Raises:
             TrainingError: if the loss is not finite.
         """
-        if not loss.isfinite():
+        # Of several processes only this one might see it; their shared gradient then tells all of them.
+        if trainer.world_size == 1 and not loss.isfinite():
             raise TrainingError(f"{self._where(trainer)}: the loss is not finite; {CALMER}")
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:

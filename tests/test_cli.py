@@ -14,6 +14,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from lightning_dreambooth import cli
 from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.states import find_state
 
 
 def opened(path: str | Path) -> Image.Image:
@@ -108,10 +109,11 @@ def test_grids_of_a_run_share_their_noise_across_steps(run: Run) -> None:
     assert (first - last).abs().max() <= 2
 
 
-def test_only_the_newest_exports_are_kept(run: Run) -> None:
-    run(name="first", checkpoint__every_n_steps=1, checkpoint__keep=2)
+def test_only_the_newest_exports_and_states_are_kept(run: Run) -> None:
+    run(name="first", checkpoint__every_n_steps=1, checkpoint__keep_exports=2, checkpoint__keep_states=3)
     assert sorted(path.name for path in Path("checkpoints/first/exports").iterdir()) == ["step-000003", "step-000004"]
-    assert [path.name for path in Path("checkpoints/first").glob("*.ckpt")] == ["state.ckpt"]
+    states = sorted(path.name for path in Path("checkpoints/first/states").iterdir())
+    assert states == [f"step-00000{step}.ckpt" for step in (2, 3, 4)]
 
 
 def test_an_export_has_a_card_of_what_it_was_trained_on(run: Run) -> None:
@@ -180,7 +182,7 @@ def test_predict_writes_the_pictures_that_plain_diffusers_draws(run: Run) -> Non
 def test_predict_draws_a_checkpoint_with_its_saved_config(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run(name="first", checkpoint__dtype="float32")
     words = ["--samples.prompts=a boy", "--samples.num_images=1", "--name=drawn"]
-    config = [f"--config={first.folder / 'config.yaml'}", f"--ckpt_path={first.folder / 'state.ckpt'}"]
+    config = [f"--config={first.folder / 'config.yaml'}", f"--ckpt_path={first.folder / 'states/step-000004.ckpt'}"]
     monkeypatch.setattr("sys.argv", ["lightning_dreambooth", "predict", *config, *words])
     cli.main()
     from_export = run("predict", name="again", model__pretrained=first.folder / "exports/step-000004",
@@ -236,9 +238,8 @@ def test_two_concepts_train_together(run: Run) -> None:
         ({"samples__sampler": "pndm"}, "samples.sampler"),
         ({"samples__prompts_file": "nowhere.txt"}, "samples.prompts_file nowhere.txt must be a file"),
         ({"samples__num_images": 0}, "samples.num_images is 0, must be 1 or more"),
-        ({"checkpoint__keep": 0}, "checkpoint.keep is 0, must be 1 or more"),
+        ({"checkpoint__keep_states": 0}, "checkpoint.keep_states is 0, must be 1 or more"),
         ({"config": "nowhere.yaml"}, "nowhere.yaml"),
-        ({"ckpt_path": "last"}, "there is no state to resume in checkpoints/dreambooth"),
         ({"ckpt_path": "nowhere.ckpt"}, "ckpt_path nowhere.ckpt is not a file"),
     ],
 )
@@ -267,9 +268,16 @@ def test_a_typo_in_a_config_is_named(complaint: Complaint) -> None:
     assert "prior_wieght" in complaint("fit", "--config=mine.yaml")
 
 
-def test_a_name_that_only_begins_alike_is_not_resumed(run: Run, complaint: Complaint) -> None:
-    run(name="mine-3d")
-    assert "there is no state to resume in checkpoints/mine" in complaint(name="mine", ckpt_path="last")
+def test_a_name_that_only_begins_alike_is_not_resumed(run: Run) -> None:
+    run(name="mine-3d", trainer__max_steps=2)
+    assert find_state("last", "mine") is None
+    assert find_state("last", "mine-3d") == Path("checkpoints/mine-3d/states/step-000002.ckpt")
+
+
+def test_last_begins_a_run_that_has_saved_nothing_yet(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("checkpoints/mine").mkdir(parents=True)  # killed while it drew class images
+    assert run(name="mine", ckpt_path="last").trainer.global_step == 4
+    assert "checkpoints/mine has no state yet: it begins at step 0" in capsys.readouterr().err
 
 
 def test_the_config_saved_by_a_named_and_resumed_run_starts_anew(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +292,7 @@ def test_the_config_saved_by_a_named_and_resumed_run_starts_anew(run: Run, monke
 def test_a_run_that_ends_early_is_kept(run: Run) -> None:
     cli_ = run(name="first", trainer__limit_train_batches=3)
     assert Path("checkpoints/first/exports/step-000003/model_index.json").is_file()
-    assert torch.load(cli_.folder / "state.ckpt", weights_only=True)["global_step"] == 3
+    assert torch.load(cli_.folder / "states/step-000003.ckpt", weights_only=True)["global_step"] == 3
 
 
 @pytest.mark.parametrize("path", ["last", "nowhere.ckpt"])

@@ -65,11 +65,11 @@ def test_a_concepts_list_that_is_no_json_is_refused(here: Path) -> None:
 def test_a_concept_that_cannot_be_trained_is_refused(here: Path, change: dict, message: str) -> None:
     Path("empty").mkdir()
     with pytest.raises(InputError, match=message):
-        check(Concept(**REFERENCE | change), needs_class=True)
+        check(Concept(**REFERENCE | change), needs_class=True, resolution_px=32)
 
 
 def test_without_the_prior_no_class_is_needed(here: Path) -> None:
-    check(Concept("a photo of sks girl", "girl"), needs_class=False)
+    check(Concept("a photo of sks girl", "girl"), needs_class=False, resolution_px=32)
 
 
 def test_each_picture_has_its_caption_or_the_prompt(here: Path) -> None:

@@ -80,12 +80,12 @@ def test_a_sample_is_the_same_whenever_it_is_asked_for(here: Path) -> None:
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_several_processes_consume_the_samples_of_one(world_size: int) -> None:
-    shards = [list(ShardedOrder(4, 0, 2, rank, world_size)) for rank in range(world_size)]
+    shards = [list(ShardedOrder(4, 0, 0, 2, rank, world_size)) for rank in range(world_size)]
     per_step = [sorted(i for shard in shards for i in shard[m]) for m in range(4)]
-    alone = list(ShardedOrder(4, 0, 2 * world_size, 0, 1))
+    alone = list(ShardedOrder(4, 0, 0, 2 * world_size, 0, 1))
     assert per_step == alone
 
 
 def test_a_later_start_continues_the_order() -> None:
-    assert list(ShardedOrder(6, 4, 3, 0, 1)) == list(ShardedOrder(6, 0, 3, 0, 1))[4:]
-    assert len(ShardedOrder(6, 4, 3, 0, 1)) == 6
+    assert list(ShardedOrder(6, 4, 12, 3, 0, 1)) == list(ShardedOrder(6, 0, 0, 3, 0, 1))[4:]
+    assert len(ShardedOrder(6, 4, 12, 3, 0, 1)) == 6

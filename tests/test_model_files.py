@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lightning_dreambooth.errors import InputError
-from lightning_dreambooth.model_files import fingerprint, locate, native_resolution, vae_factor
+from lightning_dreambooth.model_files import ModelFiles, fingerprint, locate
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
@@ -22,8 +22,9 @@ def test_a_name_that_is_no_folder_and_no_hub_id_is_refused() -> None:
 
 
 def test_sizes_are_read_from_the_configs(tiny_sd: Path) -> None:
-    assert vae_factor(tiny_sd / "vae") == 4
-    assert native_resolution(tiny_sd, tiny_sd / "vae") == 32
+    files = ModelFiles(str(tiny_sd), None, None, None)
+    assert files.vae_factor == 4
+    assert files.native_resolution_px == 32
 
 
 def test_fingerprints_tell_weights_apart_and_know_them_again(tiny_sd: Path, tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_the_text_encoder_stops_at_its_step(run: Run) -> None:
 
 def test_frozen_weights_are_not_in_the_state(run: Run) -> None:
     cli = run(model__train_text_encoder=False, model__ema_decay=0.9)
-    names = torch.load(Path("checkpoints", cli.folder.name, "state.ckpt"), weights_only=True)["state_dict"]
+    names = torch.load(cli.folder / "states/step-000004.ckpt", weights_only=True)["state_dict"]
     assert {".".join(name.split(".")[:2]) for name in names} == {"model.unet", "ema.module", "ema.n_averaged"}
 
 
@@ -187,7 +187,8 @@ def test_resuming_equals_never_stopping(run: Run, accumulation: int) -> None:
     assert half.trainer.global_step == 3
     resumed = run(**settings, trainer__max_steps=6, checkpoint__every_n_steps=3, name="half", ckpt_path="last")
     assert resumed.trainer.global_step == 6
-    states = [torch.load(f"checkpoints/{name}/state.ckpt", weights_only=True) for name in ("whole", "half")]
+    files = [f"checkpoints/{name}/states/step-000006.ckpt" for name in ("whole", "half")]
+    states = [torch.load(file, weights_only=True) for file in files]
     for key in ("state_dict", "optimizer_states", "lr_schedulers"):
         assert_same(states[0][key], states[1][key])
     assert largest_difference(trained(whole), trained(resumed)) == 0
@@ -254,7 +255,7 @@ def test_nan_stops_before_the_update(
         run(name="poisoned", checkpoint__every_n_steps=1)
     assert stopped.value.code == 1
     assert "stopped before the update of step 3: the loss is not finite" in capsys.readouterr().err
-    state = torch.load("checkpoints/poisoned/state.ckpt", weights_only=True)
+    state = torch.load("checkpoints/poisoned/states/step-000002.ckpt", weights_only=True)
     assert state["global_step"] == 2
     assert all(value.isfinite().all() for value in state["state_dict"].values())
 

@@ -7,9 +7,10 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
+from lightning_dreambooth import priors
 from lightning_dreambooth.concepts import Concept
 from lightning_dreambooth.errors import InputError
-from lightning_dreambooth.priors import MANIFEST, Recipe, draw, plan
+from lightning_dreambooth.priors import MANIFEST, Recipe
 from lightning_dreambooth.sampling import Request, sample
 from lightning_dreambooth.stable_diffusion import StableDiffusion
 
@@ -18,9 +19,9 @@ RECIPE = Recipe("a photo of a girl", "ugly", 2, 5.0, "ddim", 32, "fingerprint")
 
 
 def fill(model: StableDiffusion, wanted: int, recipe: Recipe = RECIPE, seed: int = 0) -> int:
-    missing = plan(CONCEPT, wanted, recipe, seed)
-    draw(missing, recipe, lambda: model, batch_size=2)
-    return len(missing)
+    before = contents()
+    priors.fill(CONCEPT, wanted, recipe, seed, lambda: model, batch_size=2)
+    return len(contents()) - len(before)
 
 
 def contents() -> dict[str, bytes]:
@@ -89,4 +90,4 @@ def test_the_users_own_class_pictures_count(here: Path, model: StableDiffusion) 
 
 def test_enough_class_pictures_need_no_model(here: Path) -> None:
     tiny.pictures(Path("class"), 3)
-    draw(plan(CONCEPT, 3, RECIPE, 0), RECIPE, lambda: pytest.fail("the model was loaded"), 2)
+    priors.fill(CONCEPT, 3, RECIPE, 0, lambda: pytest.fail("the model was loaded"), 2)

@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-TOKENS = 16
+TOKENS = 64
 WORDS = ["a", "photo", "of", "sks", "girl", "boy", "in", "the", "style", "with", "pink", "hair", ",", "ugly"]
 
 

@@ -1,0 +1,76 @@
+"""How files reach the disk: beside their target, flushed, renamed into place."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from lightning_dreambooth.errors import InputError, TrainingError
+
+PART = ".{}.part"  # name of a file or folder while it is written
+
+
+def flush(path: Path) -> None:
+    """Asks the disk to keep a file or folder now: a rename alone does not survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replaced(target: Path) -> Iterator[Path]:
+    """Gives a path beside `target` to write a file or folder to, and renames it into place when that has succeeded.
+
+    Raises:
+        TrainingError: if the disk refuses; whatever was at `target` is then still there.
+    """
+    beside = target.with_name(PART.format(target.name))
+    try:
+        _remove(beside)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+        for path in (beside, *beside.rglob("*")):
+            flush(path)
+        if target.is_dir():
+            shutil.rmtree(target)
+        beside.replace(target)
+        flush(target.parent)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(_refusal(target, beside, error)) from error
+    finally:
+        _remove(beside)
+
+
+def _refusal(target: Path, beside: Path, error: Exception) -> str:
+    written = sum(path.stat().st_size for path in (beside, *beside.rglob("*")) if path.is_file())
+    home = next(folder for folder in target.absolute().parents if folder.is_dir())
+    return (
+        f"{target} could not be written after {written:,} bytes ({error}); {shutil.disk_usage(home).free:,} bytes are "
+        "free there. What was saved before stands: make room or change the permissions, and go on with --ckpt_path last"
+    )
+
+
+def remove_parts(folder: Path) -> None:
+    """Removes what a killed run has left half written."""
+    for part in list(folder.rglob(PART.format("*"))):
+        _remove(part)
+
+
+def check_room(folder: Path, needed_bytes: int) -> None:
+    """Raises InputError if a folder's disk cannot take so much."""
+    home = next(home for home in (folder.absolute(), *folder.absolute().parents) if home.is_dir())
+    free = shutil.disk_usage(home).free
+    if free < needed_bytes:
+        raise InputError(f"{folder}: {free:,} bytes are free there, a save takes {needed_bytes:,}; make room")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,85 @@
+"""The states of a run: where they lie, which of them is gone on from, which stay."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from lightning_dreambooth.checkpoint_io import AtomicCheckpointIO, is_whole
+from lightning_dreambooth.errors import InputError
+
+RUNS = Path("checkpoints")
+STATES = "states"
+PATTERN = "step-*.ckpt"
+HOOKS = ("_instantiator", "_class_path")  # by which Lightning lets a state name code that is run (CVE-2026-58659)
+PARTS = {
+    "global_step": int, "state_dict": dict, "optimizer_states": list, "lr_schedulers": list, "loops": dict,
+    "DreamBoothData": dict,
+}  # fmt: skip
+
+
+def state_path(run: Path, step: int) -> Path:
+    """Where a run's state of an optimizer step lies."""
+    return run / STATES / f"step-{step:06d}.ckpt"
+
+
+def newest_first(run: Path) -> list[Path]:
+    """The states of a run, by when they were written: who goes back to an early one goes on from there."""
+    return sorted((run / STATES).glob(PATTERN), key=lambda state: (state.stat().st_mtime_ns, state.name), reverse=True)
+
+
+def prune(run: Path, keep: int) -> None:
+    """Removes all but the newest states."""
+    for old in newest_first(run)[keep:]:
+        old.unlink()
+
+
+def find_state(ckpt_path: str | None, name: str) -> Path | None:
+    """`--ckpt_path` => the state it means; `last` is the newest whole one of the runs of that name, None if none saved.
+
+    Raises:
+        InputError: if there is no such file, or none is whole.
+    """
+    if ckpt_path is None:
+        return None
+    if ckpt_path != "last":
+        if not Path(ckpt_path).is_file():
+            raise InputError(f"ckpt_path {ckpt_path} is not a file here; give a state that `fit` wrote, or 'last'")
+        return Path(ckpt_path)
+    runs = re.compile(rf"{re.escape(name)}(-\d+)?")
+    states = [state for run in RUNS.glob("*") if runs.fullmatch(run.name) for state in newest_first(run)]
+    states.sort(key=lambda state: state.stat().st_mtime_ns, reverse=True)
+    for state in states:
+        if is_whole(state):
+            return state
+        print(f"skipped {state}: it is damaged", file=sys.stderr)
+    if states:
+        raise InputError(f"no state of {RUNS / name} is whole; leave out --ckpt_path to begin anew under another name")
+    return None
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Reads a state without the content of its tensors, and refuses what is none.
+
+    Raises:
+        InputError: if it is broken, holds more than tensors and plain values, or names code to run.
+    """
+    state = AtomicCheckpointIO().load_checkpoint(path)
+    for name, kind in PARTS.items():
+        if not isinstance(state.get(name), kind):
+            raise InputError(f"{path} has no {name}; give a state that `fit` has written")
+    for key, value in state.items():
+        for hook in HOOKS:
+            if isinstance(value, dict) and hook in value:
+                raise InputError(f"{path} names code to run in its {key} ({hook}: {value[hook]}); it is not loaded")
+    return state
+
+
+def check_base(path: Path, state: dict[str, Any], base_model: str) -> None:
+    """Raises InputError if a state was trained from other weights than those of the given fingerprint."""
+    trained_from = state["DreamBoothData"].get("base_model")
+    if trained_from != base_model:
+        raise InputError(
+            f"{path} was trained from the base model {trained_from}, this run starts from {base_model}; "
+            "resume with the model settings it was saved with"
+        )
