@@ -6,8 +6,10 @@ import warnings
 # What libraries say that a user can do nothing about.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # kernels for 4-bit weights, which nothing here has
 logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # other products
+logging.getLogger("pytorch_lightning.trainer.connectors.checkpoint_connector").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", r".*`isinstance\(treespec, LeafSpec\)`.*")
 warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # frozen parts are, on purpose
+warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # the first step is always logged
 warnings.filterwarnings("ignore", ".*does not have many workers.*")  # cached latents need none
 
 from pytorch_lightning.utilities import rank_zero_only  # noqa: E402

@@ -188,9 +188,9 @@ class Keep(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Removes what a kill has left, and asks for room for a state and an export."""
+        self._prune(trainer)
         if trainer.is_global_zero:
             remove_parts(run_folder(trainer))
-            self._prune(trainer)
             trained = sum(weight.numel() for part in pl_module.trained.values() for weight in part.parameters())
             exported = sum(weight.numel() for weight in pl_module.model.parameters())
             copies = 3 if pl_module.ema is None else 4  # weights, Adam's two moments, average
@@ -201,33 +201,41 @@ class Keep(Callback):
         self.saved_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Saves when it is time."""
-        due = trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps
-        if due and stepped(trainer, batch_idx):
-            self.save(trainer, pl_module)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Saves a run that was ended early, by a signal, `trainer.max_time` or another callback."""
-        if trainer.global_step > self.saved_step:
-            self.save(trainer, pl_module)
-
-    def save(self, trainer: pl.Trainer, pl_module: DreamBooth) -> None:
-        """Writes an export, then the state, then removes older ones.
+        """Saves when it is time.
 
         The state comes last: whatever a run has written before it, a run that goes on from there finds.
         """
-        folder = run_folder(trainer)
-        self.saved_step = step = trainer.global_step
+        due = trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps
+        if due and stepped(trainer, batch_idx):
+            self._save_export(trainer, pl_module)
+            self._save_state(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Saves a run that was ended early, by a signal, `trainer.max_time` or another callback.
+
+        The state comes first: after a signal there may be little time.
+        """
+        if trainer.global_step > self.saved_step:
+            self._save_state(trainer)
+            self._save_export(trainer, pl_module)
+
+    def _save_state(self, trainer: pl.Trainer) -> None:
+        self.saved_step = trainer.global_step
+        if trainer.is_global_zero and isinstance(trainer.logger, pl.loggers.TensorBoardLogger):
+            trainer.logger.experiment.flush()
+        trainer.save_checkpoint(states.state_path(run_folder(trainer), trainer.global_step), weights_only=False)
+        self._prune(trainer)
+
+    def _save_export(self, trainer: pl.Trainer, module: DreamBooth) -> None:
         if trainer.is_global_zero:
             data: DreamBoothData = trainer.datamodule  # type: ignore[attr-defined]
-            export(pl_module, data, folder / EXPORTS / f"step-{step:06d}", self.dtype)
-            if isinstance(trainer.logger, pl.loggers.TensorBoardLogger):
-                trainer.logger.experiment.flush()
-        trainer.save_checkpoint(states.state_path(folder, step))
-        if trainer.is_global_zero:
+            folder = run_folder(trainer) / EXPORTS / f"step-{trainer.global_step:06d}"
+            export(module, data, folder, self.dtype)
             self._prune(trainer)
 
     def _prune(self, trainer: pl.Trainer) -> None:
+        if not trainer.is_global_zero:
+            return
         states.prune(run_folder(trainer), self.keep_states)
         for old in sorted((run_folder(trainer) / EXPORTS).glob("step-*"))[: -self.keep_exports]:
             shutil.rmtree(old)

@@ -96,6 +96,7 @@ class DreamBoothCLI(LightningCLI):
         else:
             self.folder = run_folder(config.name, default, self.state_path)
         config.ckpt_path = None if self.state_path is None else str(self.state_path)
+        config.weights_only = True
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Sets where a run writes, and how."""

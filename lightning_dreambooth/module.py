@@ -199,6 +199,9 @@ class DreamBooth(pl.LightningModule):
         if self.text_encoder_lr is not None:
             groups[1]["lr"] = self.text_encoder_lr
         optimizer = self.optimizer(groups)
+        if type(optimizer).__module__.startswith("bitsandbytes"):
+            # Its first step lays the weights out so; from the beginning, a resumed run computes in the same order.
+            self.model.unet.to(memory_format=torch.contiguous_format)
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         if scaled and self.trainer.gradient_clip_val and getattr(optimizer, "_step_supports_amp_scaling", False):
             raise InputError(

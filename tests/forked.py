@@ -1,0 +1,76 @@
+"""The front door in processes of their own, forked from one that has imported everything: a start takes no seconds."""
+
+import multiprocessing
+import os
+import runpy
+import socket
+import sys
+from collections.abc import Mapping
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["lightning_dreambooth.cli"])
+PATIENCE = 120  # seconds; a run takes two
+
+
+def start(folder: Path, words: list[str], environment: Mapping[str, str] | None = None, output: str = "output") -> "Run":
+    """Starts `python -m lightning_dreambooth <words>` in a folder; what it prints goes to a file there."""
+    process = CONTEXT.Process(target=_main, args=(folder, words, dict(environment or {}), output))
+    process.start()
+    return Run(process, folder / output)
+
+
+def together(folder: Path, words: list[str], count: int = 2) -> "list[Run]":
+    """Starts several processes that train together, as torchrun would."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0",
+        "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
+    }  # fmt: skip
+    words = [*words, f"--trainer.devices={count}", "--trainer.strategy=ddp"]
+    return [
+        start(folder, words, common | {"RANK": str(r), "LOCAL_RANK": str(r)}, f"output-{r}") for r in range(count)
+    ]
+
+
+class Run:
+    """A started process and what it prints."""
+
+    def __init__(self, process: ForkServerProcess, output: Path) -> None:
+        self.process = process
+        self.output = output
+
+    def send(self, number: int) -> None:
+        """Sends a signal, if the process still runs."""
+        if self.process.is_alive():
+            os.kill(self.process.pid, number)
+
+    def wait(self) -> int:
+        """Exit code, once it has ended; a signal that killed it counts below zero."""
+        self.process.join(PATIENCE)
+        hangs = self.process.is_alive()
+        if hangs:
+            self.process.kill()
+            self.process.join()
+        assert not hangs, self.said()
+        return self.process.exitcode
+
+    def said(self) -> str:
+        """What it has printed so far."""
+        return self.output.read_text() if self.output.exists() else ""
+
+
+def _main(folder: Path, words: list[str], environment: dict[str, str], output: str) -> None:
+    file = os.open(folder / output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.chdir(folder)
+    os.environ |= {"OMP_NUM_THREADS": "1", "JSONARGPARSE_DEPRECATION_WARNINGS": "off"} | environment
+    import torch
+
+    torch.set_num_threads(1)
+    sys.argv = ["lightning_dreambooth", *words]
+    runpy.run_module("lightning_dreambooth", run_name="__main__", alter_sys=True)

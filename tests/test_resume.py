@@ -1,0 +1,79 @@
+"""Stopping and resuming equals never stopping, bit for bit, in everything that a run leaves behind."""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+SETTINGS = {
+    "trainer__max_steps": 6, "trainer__accumulate_grad_batches": 2, "checkpoint__every_n_steps": 3,
+    "samples__every_n_steps": 2, "model__ema_decay": 0.9, "model__lr_schedule": "cosine", "model__warmup_steps": 2,
+    "data__flip": True, "data__crop": "random", "data__caption_dropout": 0.3, "model__snr_gamma": 5.0,
+}  # fmt: skip
+# Amid the accumulation of step 2, which is also due a grid; at the beginning of step 4, just saved; after its grid.
+STOPS = (3, 6, 8)
+
+ADAM, ADAM_8BIT = "torch.optim.AdamW", "bitsandbytes.optim.AdamW8bit"
+
+Run = Callable[..., object]
+
+
+def stopped(run: Run, at: int, **settings: object) -> None:
+    """Ends a run by SIGTERM at a micro-batch."""
+    with pytest.raises(SystemExit) as end:
+        run("fit", "--trainer.callbacks+=stopper.Stopper", f"--trainer.callbacks.at={at}", **settings)
+    assert end.value.code == 143
+
+
+def left_behind(name: str) -> dict[str, object]:
+    """Everything a run has written, but for times."""
+    folder = Path("checkpoints", name)
+    state = torch.load(folder / "states/step-000006.ckpt", weights_only=True)
+    log = EventAccumulator(str(folder)).Reload()
+    curves = {tag: [(e.step, e.value) for e in log.Scalars(tag)] for tag in log.Tags()["scalars"]}
+    curves.pop("train/samples_per_second")
+    pictures = {path.name: path.read_bytes() for path in sorted((folder / "samples").glob("*.png"))}
+    exported = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("exports/step-000006/unet/*"))}
+    kept = ("state_dict", "optimizer_states", "lr_schedulers", "DreamBoothData", "global_step")
+    images = [e.step for e in log.Images("samples")]
+    return {key: state[key] for key in kept} | {
+        "curves": curves, "pictures": pictures, "exports": exported, "grids in the log": images,
+    }  # fmt: skip
+
+
+def assert_same(a: object, b: object, where: str = "") -> None:
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y, where)
+    else:
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, where
+
+
+@pytest.mark.parametrize(
+    ("workers", "precision", "optimizer", "cached"),
+    [*itertools.product((0, 2), ("32", "bf16-mixed"), (ADAM, ADAM_8BIT), (True, False))],
+)
+def test_stopping_and_resuming_equals_never_stopping(
+    run: Run, workers: int, precision: str, optimizer: str, cached: bool
+) -> None:
+    settings = SETTINGS | {
+        "data__num_workers": workers, "trainer__precision": precision, "model__optimizer": optimizer,
+        "model__optimizer__lr": 1e-3, "data__cache_latents": cached,
+    }  # fmt: skip
+    run(**settings, name="whole")
+    stopped(run, STOPS[0], **settings, name="parts")
+    for at in STOPS[1:]:
+        stopped(run, at, **settings, name="parts", ckpt_path="last")
+    run(**settings, name="parts", ckpt_path="last")
+    whole, parts = left_behind("whole"), left_behind("parts")
+    assert len(whole["curves"]["train/loss"]) == 6
+    assert len(whole["pictures"]) == 4
+    assert_same(whole, parts)
