@@ -36,14 +36,26 @@ def replaced(target: Path) -> Iterator[Path]:
         yield beside
         for path in (beside, *beside.rglob("*")):
             flush(path)
-        if target.is_dir():
-            shutil.rmtree(target)
-        beside.replace(target)
-        flush(target.parent)
+        _put_into_place(beside, target)
     except (OSError, SafetensorError) as error:
         raise TrainingError(_refusal(target, beside, error)) from error
     finally:
         _remove(beside)
+
+
+def _put_into_place(beside: Path, target: Path) -> None:
+    aside = target.with_name(PART.format(f"old-{target.name}"))
+    _remove(aside)
+    if target.is_dir():  # a folder is not replaced by a rename, as a file is
+        target.replace(aside)
+    try:
+        beside.replace(target)
+    except OSError:
+        if aside.exists():
+            aside.replace(target)
+        raise
+    _remove(aside)
+    flush(target.parent)
 
 
 def _refusal(target: Path, beside: Path, error: Exception) -> str:

@@ -14,6 +14,10 @@ os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # LightningCLI's own ca
 torch.set_num_threads(1)  # the models are so small that a second thread only waits
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--times", type=int, default=4, help="how often runs are killed and stopped at random moments")
+
+
 @pytest.fixture(scope="session")
 def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.stable_diffusion(tmp_path_factory.mktemp("model") / "tiny")

@@ -68,7 +68,8 @@ def _main(folder: Path, words: list[str], environment: dict[str, str], output: s
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.chdir(folder)
-    os.environ |= {"OMP_NUM_THREADS": "1", "JSONARGPARSE_DEPRECATION_WARNINGS": "off"} | environment
+    ours = {"OMP_NUM_THREADS": "1", "JSONARGPARSE_DEPRECATION_WARNINGS": "off", "PYTHONPATH": str(Path(__file__).parent)}
+    os.environ |= ours | environment
     import torch
 
     torch.set_num_threads(1)

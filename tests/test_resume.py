@@ -24,7 +24,7 @@ Run = Callable[..., object]
 def stopped(run: Run, at: int, **settings: object) -> None:
     """Ends a run by SIGTERM at a micro-batch."""
     with pytest.raises(SystemExit) as end:
-        run("fit", "--trainer.callbacks+=stopper.Stopper", f"--trainer.callbacks.at={at}", **settings)
+        run("fit", "--trainer.callbacks+=probes.Stopper", f"--trainer.callbacks.at={at}", **settings)
     assert end.value.code == 143
 
 
@@ -57,9 +57,13 @@ def assert_same(a: object, b: object, where: str = "") -> None:
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, where
 
 
+CELLS = [*itertools.product((0, 2), ("32", "bf16-mixed"), (ADAM, ADAM_8BIT), (True, False))]
+QUICK = [(0, "32", ADAM, True), (2, "bf16-mixed", ADAM_8BIT, False)]
+
+
 @pytest.mark.parametrize(
     ("workers", "precision", "optimizer", "cached"),
-    [*itertools.product((0, 2), ("32", "bf16-mixed"), (ADAM, ADAM_8BIT), (True, False))],
+    [pytest.param(*cell, marks=[] if cell in QUICK else [pytest.mark.slow]) for cell in CELLS],
 )
 def test_stopping_and_resuming_equals_never_stopping(
     run: Run, workers: int, precision: str, optimizer: str, cached: bool

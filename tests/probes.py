@@ -1,0 +1,41 @@
+"""Callbacks by which tests disturb a run and look into it."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.callbacks import Callback
+from safetensors.torch import save_file
+
+
+class Stopper(Callback):
+    """Sends this process SIGTERM as a micro-batch begins."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Called by Lightning."""
+        if batch_idx == self.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Recorder(Callback):
+    """Writes which samples each process has trained on, and the weights that it ends with."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self.numbers: list[list[int]] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Called by Lightning."""
+        self.numbers.append(batch.numbers)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Called by Lightning."""
+        self.folder.mkdir(exist_ok=True)
+        weights = {name: weight.detach() for name, weight in pl_module.named_parameters() if weight.requires_grad}
+        save_file({name: weight.contiguous() for name, weight in weights.items()}, self.folder / f"{trainer.global_rank}")
+        (self.folder / f"{trainer.global_rank}.json").write_text(json.dumps(self.numbers))

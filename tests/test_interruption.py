@@ -1,0 +1,65 @@
+"""SIGINT and SIGTERM end a run after its step: saved, with the right exit code, without a hang."""
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import forked
+import pytest
+import tiny
+from test_kill import WORDS
+
+from lightning_dreambooth.checkpoint_io import is_whole
+from lightning_dreambooth.states import newest_first
+
+LONG = [*WORDS, "--trainer.max_steps=1000", "--checkpoint.every_n_steps=1000", "--samples.every_n_steps=1000"]
+
+pytestmark = pytest.mark.slow
+
+
+def until(run: forked.Run, condition: object, patience: float = 60.0) -> None:
+    end = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < end, run.said()
+        assert run.process.is_alive(), run.said()
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_after_its_step(
+    tmp_path: Path, pytestconfig: pytest.Config, number: signal.Signals, processes: int
+) -> None:
+    chance = random.Random()
+    tiny.stable_diffusion(tmp_path / "tiny")
+    tiny.pictures(tmp_path / "girl", 5)
+    for time_ in range(pytestconfig.getoption("--times")):
+        words = ["fit", *LONG, f"--name=run-{time_}"]
+        runs = [forked.start(tmp_path, words)] if processes == 1 else forked.together(tmp_path, words)
+        folder = tmp_path / "checkpoints" / f"run-{time_}"
+        until(runs[0], (folder / "samples/step-000000.png").is_file)  # training begins
+        time.sleep(chance.uniform(0.3, 2))
+        told = chance.choice([runs[:1], runs[-1:], runs])
+        for run in told:
+            run.send(number)
+        sent = time.monotonic()
+        codes = [run.wait() for run in runs]
+        assert codes == [128 + number, 0][:processes], [run.said() for run in runs]
+        assert time.monotonic() - sent < 20
+        newest = newest_first(folder)[0]
+        assert is_whole(newest)
+        step = int(newest.stem.split("-")[1])
+        assert f"stopped by {number.name} after step {step}, which is saved" in runs[0].said()
+        assert 0 < step < 1000
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_training_ends_a_run_at_once(tmp_path: Path, number: signal.Signals) -> None:
+    tiny.stable_diffusion(tmp_path / "tiny")
+    tiny.pictures(tmp_path / "girl", 5)
+    run = forked.start(tmp_path, ["fit", *LONG, "--data.num_class_images=1000"])
+    until(run, lambda: len(list((tmp_path / "class").glob("*.png"))) > 2)
+    run.send(number)
+    assert run.wait() == 128 + number, run.said()
+    assert f"stopped by {number.name} before training; nothing is lost" in run.said()

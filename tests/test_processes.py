@@ -1,0 +1,123 @@
+"""Two processes do the work of one."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import forked
+import pytest
+import tiny
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_kill import WORDS
+
+# Two means of two rows are not summed in the order of one mean of four, and Adam's first steps turn a rounding error in
+# a gradient near zero into a step of the learning rate, 5e-6, in either direction.
+BOUND = 2e-5
+SAME = ["--trainer.max_steps=4", "--model.ema_decay=null", "--data.flip=true", "--trainer.callbacks+=probes.Recorder"]
+
+Pair = Callable[..., list[forked.Run]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tiny.stable_diffusion(tmp_path / "tiny")
+    tiny.pictures(tmp_path / "girl", 5)
+    return tmp_path
+
+
+def words(name: str, batch_size: int, **settings: object) -> list[str]:
+    given = [f"--{key.replace('__', '.')}={value}" for key, value in settings.items()]
+    return ["fit", *WORDS, *SAME, f"--trainer.callbacks.folder=seen-{name}", f"--name={name}",
+            f"--data.batch_size={batch_size}", *given]  # fmt: skip
+
+
+def alone(folder: Path, *args: str) -> None:
+    run = forked.start(folder, list(args))
+    assert run.wait() == 0, run.said()
+
+
+def together(folder: Path, *args: str) -> None:
+    runs = forked.together(folder, list(args))
+    assert [run.wait() for run in runs] == [0, 0], [run.said() for run in runs]
+
+
+def weights(folder: Path, name: str, rank: int = 0) -> torch.Tensor:
+    return torch.cat([weight.flatten() for weight in load_file(folder / f"seen-{name}/{rank}").values()])
+
+
+def numbers(folder: Path, name: str, rank: int = 0) -> list[list[int]]:
+    return json.loads((folder / f"seen-{name}/{rank}.json").read_text())
+
+
+def losses(folder: Path, name: str) -> list[float]:
+    log = EventAccumulator(str(folder / "checkpoints" / name)).Reload()
+    return [event.value for event in log.Scalars("train/loss")]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".png", ".safetensors")}
+
+
+def test_two_processes_do_what_one_does(folder: Path) -> None:
+    together(folder, *words("two", 2))
+    alone(folder, *words("one", 4, data__class_data_dir="class-one", data__cache_dir="cache-one"))
+
+    # Class images: as many, the same, each by one process. Its pixels may round otherwise in a batch of another size.
+    assert files(folder / "class").keys() == files(folder / "class-one").keys()
+    assert len(set(files(folder / "class").values())) == 3
+    for name in files(folder / "class"):
+        a, b = (torch.tensor(list(Image.open(folder / where / name).tobytes())) for where in ("class", "class-one"))
+        assert (a - b).abs().max() <= 1
+    said = [(folder / f"output-{rank}").read_text() for rank in (0, 1)]
+    assert "2/2" in said[0]  # of three class images, two; its part of sixteen encodings, eight
+    assert "class images" not in said[1]
+    assert len(files(folder / "cache")) == 16
+
+    # Samples: step by step those of one process.
+    both = zip(numbers(folder, "two", 0), numbers(folder, "two", 1), strict=True)
+    assert [[*first, *second] for first, second in both] == numbers(folder, "one")
+
+    # Weights: on both processes the same to the last bit, and those of one process up to the order of summation.
+    assert torch.equal(weights(folder, "two", 0), weights(folder, "two", 1))
+    assert (weights(folder, "two") - weights(folder, "one")).abs().max() < BOUND
+    assert losses(folder, "two") == pytest.approx(losses(folder, "one"), rel=1e-3)
+
+
+def test_a_run_stopped_on_two_processes_goes_on_with_one(folder: Path) -> None:
+    together(folder, *words("whole", 2))
+    together(folder, *words("half", 2, trainer__limit_train_batches=2))
+    alone(folder, *words("half", 4, ckpt_path="last"))
+    first, second = (numbers(folder, "whole", rank) for rank in (0, 1))
+    assert numbers(folder, "half") == [[*a, *b] for a, b in zip(first[2:], second[2:], strict=True)]
+    assert (weights(folder, "half") - weights(folder, "whole")).abs().max() < BOUND
+
+
+def test_a_run_goes_on_with_the_next_sample_when_the_batch_size_changes(folder: Path) -> None:
+    alone(folder, *words("run", 4, trainer__limit_train_batches=2))
+    alone(folder, *words("run", 2, ckpt_path="last"))
+    assert numbers(folder, "run") == [[8, 9], [10, 11]]
+
+
+def test_two_processes_draw_the_pictures_of_one(folder: Path) -> None:
+    asked = ["predict", "--model.pretrained=tiny", "--samples.prompts=[a girl, a boy]", "--samples.num_images=2",
+             "--samples.steps=2", "--trainer.accelerator=cpu", "--samples.batch_size=1"]  # fmt: skip
+    together(folder, *asked, "--name=two")
+    alone(folder, *asked, "--name=one")
+    one, two = (files(folder / "checkpoints" / name) for name in ("one", "two"))
+    assert len(one) == 5
+    assert one == two
+
+
+def test_lightnings_own_launcher_starts_the_second_process(folder: Path) -> None:
+    alone(folder, *words("two", 2), "--trainer.devices=2", "--trainer.strategy=ddp")
+    assert torch.equal(weights(folder, "two", 0), weights(folder, "two", 1))
+
+
+def test_a_strategy_that_cuts_up_weights_is_refused(folder: Path) -> None:
+    run = forked.start(folder, [*words("two", 2), "--trainer.devices=2", "--trainer.strategy=deepspeed_stage_3"])
+    assert run.wait() == 2
+    assert "error: trainer" in run.said()
+    assert not (folder / "checkpoints").exists()
