@@ -18,7 +18,7 @@ from lightning_dreambooth.disk import check_room, remove_parts
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.export import export
 from lightning_dreambooth.module import DreamBooth
-from lightning_dreambooth.pictures import View, crop, read_picture, tile, write_png
+from lightning_dreambooth.pictures import View, crop, read_picture, read_text, tile, write_png
 from lightning_dreambooth.processes import wait
 from lightning_dreambooth.sampling import Request, Sampler, batches, check_request
 from lightning_dreambooth.watch import stepped
@@ -74,7 +74,7 @@ class Samples(Callback):
         if prompts_file is not None:
             if self.prompts or not Path(prompts_file).is_file():
                 raise InputError(f"samples.prompts_file {prompts_file} must be a file, given without samples.prompts")
-            lines = Path(prompts_file).read_text(encoding="utf-8").splitlines()
+            lines = read_text(Path(prompts_file)).splitlines()
             self.prompts = [line.strip() for line in lines if line.strip()]
         for name, value in {"num_images": num_images, "every_n_steps": every_n_steps}.items():
             if value < 1:

@@ -42,6 +42,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             InputError: if it is something else.
         """
         try:
+            with zipfile.ZipFile(path) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise ValueError("it is compressed, which no state is")  # and might unpack to any size
             state = torch.load(path, map_location=map_location or "cpu", weights_only=True, mmap=True)
         except Exception as error:  # what a broken or hostile file ends in is not for us to foresee
             reason = str(error).strip().splitlines() or [repr(error)]

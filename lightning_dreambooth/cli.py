@@ -1,5 +1,6 @@
 """The front door: `python -m lightning_dreambooth fit | predict`."""
 
+import importlib
 import itertools
 import signal
 import sys
@@ -14,6 +15,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
+from torch.optim import Optimizer
 
 from lightning_dreambooth.callbacks import EXPORTS, SAMPLES, Keep, Samples
 from lightning_dreambooth.checkpoint_io import AtomicCheckpointIO
@@ -67,7 +69,10 @@ class DreamBoothCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the given words, or the example's config."""
-        self.config = parser.parse_args(with_example(sys.argv[1:] if args is None else args))
+        try:
+            self.config = parser.parse_args(with_example(sys.argv[1:] if args is None else args))
+        except (UnicodeDecodeError, RecursionError) as error:
+            raise InputError(f"a config cannot be read as YAML ({error})") from error
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the parsed arguments alone: what is asked for wins over the checkpoint (Lightning#21455)."""
@@ -81,6 +86,7 @@ class DreamBoothCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Names the run, and finds the state to go on from."""
         config = self.config[self.subcommand]
+        check_optimizer(config.model.optimizer)
         configs = [Path(str(path)) for path in config.get("config") or []]
         default = default_name(configs)
         self.state_path = find_state(config.get("ckpt_path"), config.name or default)
@@ -178,6 +184,21 @@ class LogConfig(SaveConfigCallback):
         if isinstance(trainer.logger, TensorBoardLogger):
             text = self.parser.dump(self.config, skip_none=False)
             trainer.logger.experiment.add_text("config", f"```yaml\n{text}\n```")
+
+
+def check_optimizer(given: Any) -> None:
+    """Refuses whatever is no optimizer: the parser would call any function that a config names.
+
+    Raises:
+        InputError: if it is none.
+    """
+    path = getattr(given, "class_path", None)
+    if path is None:
+        return
+    module, _, name = str(path).rpartition(".")
+    kind = getattr(importlib.import_module(module), name, None)
+    if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
+        raise InputError(f"model.optimizer is {path}, which is no torch.optim.Optimizer")
 
 
 def default_name(configs: list[Path]) -> str:

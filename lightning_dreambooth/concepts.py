@@ -48,7 +48,7 @@ def read_concepts(path: str) -> list[Concept]:
     """Reads a `concepts_list.json`: a list of objects with the keys of `Concept`, unknown keys refused by name."""
     try:
         entries = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"concepts_list {path} cannot be read as JSON: {error}") from error
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise InputError(f"concepts_list {path} must be a list of one or more objects, one for each concept")
@@ -94,6 +94,9 @@ def check(concept: Concept, needs_class: bool, resolution_px: int) -> None:
     if skipped:
         _warn(f"{concept.instance_data_dir}: skipped {skipped} files that are no pictures")
     _look_at([picture.path for picture in pictures], resolution_px)
+    if needs_class:
+        for picture in class_pictures(concept)[0]:
+            read_picture(picture.path)
 
 
 def _look_at(paths: list[Path], resolution_px: int) -> None:

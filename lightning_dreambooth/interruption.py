@@ -51,7 +51,6 @@ class Interruption(Callback):
                 self.agreed = int(trainer.strategy.reduce(received, reduce_op="max"))
             trainer.should_stop = trainer.should_stop or self.agreed > 0
 
-
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Ends the processes that this one has launched, which would wait for it."""
         if trainer.strategy.launcher is not None:

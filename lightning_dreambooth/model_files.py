@@ -123,19 +123,19 @@ class ModelFiles:
     @cached_property
     def vae_factor(self) -> int:
         """How many pixels of a side one latent stands for."""
-        return int(2 ** (len(self._value("vae", "block_out_channels")) - 1))
+        return int(2 ** (len(self._value("vae", "block_out_channels", list)) - 1))
 
     @cached_property
     def native_resolution_px(self) -> int:
         """Side of the pictures that the model was made for."""
-        return int(self._value("unet", "sample_size")) * self.vae_factor
+        return int(self._value("unet", "sample_size", int)) * self.vae_factor
 
-    def _value(self, part: str, key: str) -> Any:
+    def _value(self, part: str, key: str, kind: type) -> Any:
         file = (self.vae_folder if part == "vae" else self.folder / part) / "config.json"
-        config = read_config(file)
-        if key not in config:
-            raise InputError(f"{file} has no {key}; get the model again")
-        return config[key]
+        value = read_config(file).get(key)
+        if not isinstance(value, kind) or not value:
+            raise InputError(f"{file}: {key} is {value!r}, must be of type {kind.__name__}; get the model again")
+        return value
 
     @property
     def fingerprint(self) -> str:

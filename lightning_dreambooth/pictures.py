@@ -35,18 +35,37 @@ def list_pictures(folder: Path) -> tuple[list[Path], int]:
     """
     files = sorted(path for path in folder.iterdir() if path.is_file() or path.is_symlink())
     for path in files:
-        if path.is_symlink() and folder.resolve() not in path.resolve().parents:
-            raise InputError(f"{path} is a link out of its folder, to {path.resolve()}; put a copy there")
+        if path.is_symlink() and not _stays_in(folder, path):
+            raise InputError(f"{path} is a link out of its folder, to {path.readlink()}; put a copy there")
     pictures = [path for path in files if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
     captions = [path for path in files if path.suffix == ".txt"]
     return pictures, len(files) - len(pictures) - len(captions)
+
+
+def _stays_in(folder: Path, link: Path) -> bool:
+    try:
+        return folder.resolve() in link.resolve(strict=True).parents
+    except (OSError, RuntimeError):  # to nowhere, or to itself
+        return False
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8.
+
+    Raises:
+        InputError: if it is none.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no text in UTF-8 ({error}); save it as such") from error
 
 
 def read_caption(picture: Path, otherwise: str) -> str:
     """The caption in `name.txt` or `name.png.txt` beside a picture, else the concept's prompt."""
     for path in (picture.with_suffix(".txt"), picture.with_name(picture.name + ".txt")):
         if path.is_file():
-            return " ".join(path.read_text(encoding="utf-8").split())
+            return " ".join(read_text(path).split())
     return otherwise
 
 

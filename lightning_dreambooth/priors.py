@@ -81,7 +81,7 @@ def _read_manifest(manifest: Path) -> dict[str, dict[str, Any]]:
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
         return {"recipe": dict(content["recipe"]), "seeds": dict(content["seeds"])}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{manifest} is no manifest of class images ({error!r}); remove it or its folder") from error
 
 

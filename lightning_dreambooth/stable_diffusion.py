@@ -126,16 +126,19 @@ class StableDiffusion(nn.Module):
 
     @classmethod
     def _load(cls, folder: Path, vae_folder: Path | None, variant: str | None) -> "StableDiffusion":
+        shared: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
         # Without low_cpu_mem_usage=False diffusers asks for accelerate, which nothing here needs.
-        options: dict[str, Any] = {"use_safetensors": True, "low_cpu_mem_usage": False, "torch_dtype": torch.float32}
+        options = shared | {"low_cpu_mem_usage": False, "torch_dtype": torch.float32}
         own_vae = vae_folder is None or vae_folder == folder / "vae"
         return cls(
-            unet=UNet2DConditionModel.from_pretrained(folder, subfolder="unet", variant=variant, **options),
-            text_encoder=CLIPTextModel.from_pretrained(
-                folder, subfolder="text_encoder", variant=variant, use_safetensors=True, dtype=torch.float32
+            unet=_complete(*UNet2DConditionModel.from_pretrained(folder, subfolder="unet", variant=variant, **options)),
+            text_encoder=_complete(
+                *CLIPTextModel.from_pretrained(  # type: ignore[misc]
+                    folder, subfolder="text_encoder", variant=variant, dtype=torch.float32, **shared
+                )
             ),
-            vae=AutoencoderKL.from_pretrained(folder / "vae" if own_vae else vae_folder,
-                                              variant=variant if own_vae else None, **options),
+            vae=_complete(*AutoencoderKL.from_pretrained(folder / "vae" if own_vae else vae_folder,
+                                                         variant=variant if own_vae else None, **options)),
             tokenizer=load_tokenizer(folder),
             scheduler=DDPMScheduler.from_pretrained(folder, subfolder="scheduler"),
             folder=folder,
@@ -225,6 +228,13 @@ class StableDiffusion(nn.Module):
             "unet": ["diffusers", "UNet2DConditionModel"],
             "vae": ["diffusers", "AutoencoderKL"],
         }
+
+
+def _complete(module: Any, loaded: dict[str, Any]) -> Any:
+    """The loaded part, unless weights were missing, which the libraries would replace by random ones."""
+    if loaded["missing_keys"]:
+        raise ValueError(f"{type(module).__name__} misses {len(loaded['missing_keys'])} of its weights")
+    return module
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

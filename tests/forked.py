@@ -14,9 +14,9 @@ CONTEXT.set_forkserver_preload(["lightning_dreambooth.cli"])
 PATIENCE = 120  # seconds; a run takes two
 
 
-def start(folder: Path, words: list[str], environment: Mapping[str, str] | None = None, output: str = "output") -> "Run":
+def start(folder: Path, words: list[str], environment: Mapping[str, str] = {}, output: str = "output") -> "Run":
     """Starts `python -m lightning_dreambooth <words>` in a folder; what it prints goes to a file there."""
-    process = CONTEXT.Process(target=_main, args=(folder, words, dict(environment or {}), output))
+    process = CONTEXT.Process(target=_main, args=(folder, words, dict(environment), output))
     process.start()
     return Run(process, folder / output)
 
@@ -31,9 +31,7 @@ def together(folder: Path, words: list[str], count: int = 2) -> "list[Run]":
         "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
     }  # fmt: skip
     words = [*words, f"--trainer.devices={count}", "--trainer.strategy=ddp"]
-    return [
-        start(folder, words, common | {"RANK": str(r), "LOCAL_RANK": str(r)}, f"output-{r}") for r in range(count)
-    ]
+    return [start(folder, words, common | {"RANK": str(r), "LOCAL_RANK": str(r)}, f"output-{r}") for r in range(count)]
 
 
 class Run:
@@ -68,8 +66,8 @@ def _main(folder: Path, words: list[str], environment: dict[str, str], output: s
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.chdir(folder)
-    ours = {"OMP_NUM_THREADS": "1", "JSONARGPARSE_DEPRECATION_WARNINGS": "off", "PYTHONPATH": str(Path(__file__).parent)}
-    os.environ |= ours | environment
+    os.environ |= {"OMP_NUM_THREADS": "1", "JSONARGPARSE_DEPRECATION_WARNINGS": "off"} | environment
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # for processes that this one starts
     import torch
 
     torch.set_num_threads(1)

@@ -37,5 +37,6 @@ class Recorder(Callback):
         """Called by Lightning."""
         self.folder.mkdir(exist_ok=True)
         weights = {name: weight.detach() for name, weight in pl_module.named_parameters() if weight.requires_grad}
-        save_file({name: weight.contiguous() for name, weight in weights.items()}, self.folder / f"{trainer.global_rank}")
-        (self.folder / f"{trainer.global_rank}.json").write_text(json.dumps(self.numbers))
+        rank = str(trainer.global_rank)
+        save_file({name: weight.contiguous() for name, weight in weights.items()}, self.folder / rank)
+        (self.folder / f"{rank}.json").write_text(json.dumps(self.numbers))
