@@ -14,12 +14,13 @@ import tiny
 from test_resume import assert_same, left_behind
 
 WORDS = [
-    "--model.pretrained=tiny", "--model.ema_decay=0.9", "--data.instance_data_dir=girl",
-    "--data.instance_prompt=a photo of sks girl", "--data.class_data_dir=class",
-    "--data.class_prompt=a photo of a girl", "--data.num_class_images=3", "--data.class_steps=2", "--data.cache_dir=cache",
-    "--samples.steps=2",
-    "--samples.num_images=1", "--samples.every_n_steps=2", "--trainer.max_steps=6", "--trainer.accelerator=cpu",
-    "--trainer.enable_progress_bar=False", "--trainer.log_every_n_steps=1", "--checkpoint.every_n_steps=1",
+    "--model.pretrained=tiny", "--model.ema_decay=0.9",
+    "--data.instance_data_dir=girl", "--data.instance_prompt=a photo of sks girl",
+    "--data.class_data_dir=class", "--data.class_prompt=a photo of a girl",
+    "--data.num_class_images=3", "--data.class_steps=2", "--data.cache_dir=cache",
+    "--samples.steps=2", "--samples.num_images=1", "--samples.every_n_steps=2",
+    "--trainer.max_steps=6", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=False",
+    "--trainer.log_every_n_steps=1", "--checkpoint.every_n_steps=1",
 ]  # fmt: skip
 
 pytestmark = pytest.mark.slow

@@ -1,7 +1,6 @@
 """Puts tokenizer and autoencoder together with an untrained text encoder and UNet: a Stable Diffusion folder.
 
-python assemble.py --tokenizer <folder> --vae <folder> --out <folder>     untrained model, single precision
-python assemble.py --model <folder> --out <folder>                       the same model in half precision
+python assemble.py --tokenizer <folder> --vae <folder> --out <folder>
 """
 
 import argparse
@@ -97,16 +96,11 @@ def rewrite_config(path: Path) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser()
-    for name in ("tokenizer", "vae", "model"):
-        parser.add_argument(f"--{name}", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
+    for name in ("tokenizer", "vae", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
     args = parser.parse_args()
     torch.manual_seed(0)
-    if args.model:
-        pipeline = StableDiffusionPipeline.from_pretrained(args.model, use_safetensors=True).to(dtype=torch.float16)
-        save(pipeline, args.model / "tokenizer", args.out)
-    else:
-        save(assemble(args.tokenizer, args.vae), args.tokenizer, args.out)
+    save(assemble(args.tokenizer, args.vae), args.tokenizer, args.out)
     for part in ("text_encoder", "unet", "vae"):
         megabytes = sum(file.stat().st_size for file in (args.out / part).glob("*.safetensors")) / 1e6
         print(f"{part}: {megabytes:.1f} MB")
