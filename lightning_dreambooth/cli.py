@@ -89,7 +89,7 @@ class DreamBoothCLI(LightningCLI):
         check_optimizer(config.model.optimizer)
         configs = [Path(str(path)) for path in config.get("config") or []]
         default = default_name(configs)
-        self.state_path = find_state(config.get("ckpt_path"), config.name or default)
+        self.state_path = find_state(config.get("ckpt_path"), config.name, default)
         self.state = None if self.state_path is None else read_state(self.state_path)
         begins = config.get("ckpt_path") == "last" and self.state_path is None
         if self.subcommand == "predict":

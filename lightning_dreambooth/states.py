@@ -34,8 +34,10 @@ def prune(run: Path, keep: int) -> None:
         old.unlink()
 
 
-def find_state(ckpt_path: str | None, name: str) -> Path | None:
-    """`--ckpt_path` => the state it means; `last` is the newest whole one of the runs of that name, None if none saved.
+def find_state(ckpt_path: str | None, name: str | None, default: str) -> Path | None:
+    """`--ckpt_path` => the state it means; `last` is the newest whole one, None if none was saved yet.
+
+    It is that of the run of the given name, or of all runs that took the default name, `-2` and so on included.
 
     Raises:
         InputError: if there is no such file, or none is whole.
@@ -46,7 +48,7 @@ def find_state(ckpt_path: str | None, name: str) -> Path | None:
         if not Path(ckpt_path).is_file():
             raise InputError(f"ckpt_path {ckpt_path} is not a file here; give a state that `fit` wrote, or 'last'")
         return Path(ckpt_path)
-    runs = re.compile(rf"{re.escape(name)}(-\d+)?")
+    runs = re.compile(rf"{re.escape(default)}(-\d+)?" if name is None else re.escape(name))
     states = [state for run in RUNS.glob("*") if runs.fullmatch(run.name) for state in newest_first(run)]
     states.sort(key=lambda state: state.stat().st_mtime_ns, reverse=True)
     for state in states:
@@ -54,7 +56,7 @@ def find_state(ckpt_path: str | None, name: str) -> Path | None:
             return state
         print(f"skipped {state}: it is damaged", file=sys.stderr)
     if states:
-        raise InputError(f"no state of {RUNS / name} is whole; leave out --ckpt_path to begin anew under another name")
+        raise InputError(f"no state of {RUNS / (name or default)} is whole; leave out --ckpt_path to begin anew under another name")
     return None
 
 

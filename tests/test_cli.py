@@ -270,8 +270,22 @@ def test_a_typo_in_a_config_is_named(complaint: Complaint) -> None:
 
 def test_a_name_that_only_begins_alike_is_not_resumed(run: Run) -> None:
     run(name="mine-3d", trainer__max_steps=2)
-    assert find_state("last", "mine") is None
-    assert find_state("last", "mine-3d") == Path("checkpoints/mine-3d/states/step-000002.ckpt")
+    assert find_state("last", None, "mine") is None
+    assert find_state("last", "mine", "x") is None
+    expected = Path("checkpoints/mine-3d/states/step-000002.ckpt")
+    assert find_state("last", None, "mine-3d") == find_state("last", "mine-3d", "x") == expected
+
+
+def test_a_damaged_state_is_skipped_by_name(run: Run, capsys: pytest.CaptureFixture[str], complaint: Complaint) -> None:
+    run(name="first", trainer__max_steps=3, checkpoint__every_n_steps=1)
+    older, newer = (Path(f"checkpoints/first/states/step-00000{step}.ckpt") for step in (2, 3))
+    content = bytearray(newer.read_bytes())
+    content[len(content) // 2] ^= 1
+    newer.write_bytes(content)
+    assert find_state("last", "first", "x") == older
+    assert f"skipped {newer}: it is damaged" in capsys.readouterr().err
+    older.write_bytes(b"")
+    assert "no state of checkpoints/first is whole" in complaint(name="first", ckpt_path="last")
 
 
 def test_last_begins_a_run_that_has_saved_nothing_yet(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
