@@ -1,12 +1,12 @@
 """What happens beside the steps: what is drawn and what is kept."""
 
 import re
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from filelock import BaseFileLock, FileLock
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
@@ -19,7 +19,7 @@ from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.export import export
 from lightning_dreambooth.module import DreamBooth
 from lightning_dreambooth.pictures import View, crop, read_picture, read_text, tile, write_png
-from lightning_dreambooth.processes import wait
+from lightning_dreambooth.processes import LOCK, acquired, count, rank, wait
 from lightning_dreambooth.sampling import Request, Sampler, batches, check_request
 from lightning_dreambooth.watch import stepped
 
@@ -137,7 +137,7 @@ class Samples(Callback):
     ) -> None:  # fmt: skip
         """Writes each picture with all that made it."""
         data: DreamBoothData = trainer.datamodule  # type: ignore[attr-defined]
-        number = data.request_batches.index(batch)
+        number = batch_idx * count() + rank()  # as they were shared out
         first = sum(len(earlier) for earlier in data.request_batches[:number])
         for place, (image, request) in enumerate(zip(outputs.float().cpu(), batch, strict=True), start=first):
             about = request._asdict() | {"model": pl_module.pretrained}
@@ -185,12 +185,30 @@ class Keep(Callback):
         self.keep_exports = keep_exports
         self.dtype = getattr(torch, dtype)
         self.saved_step = 0
+        self.lock: BaseFileLock | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Takes the run's folder for this run alone, and removes what a kill has left there."""
+        if stage == "fit" and trainer.is_global_zero:
+            folder = run_folder(trainer)
+            self.lock = FileLock(folder / LOCK)
+            if not acquired(self.lock, patience_seconds=0):
+                raise InputError(f"{folder} is written to by another run that still goes on; choose another name")
+            remove_parts(folder, folder / states.STATES, folder / EXPORTS, folder / SAMPLES)
+            self._prune(trainer)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Gives the folder free."""
+        if self.lock is not None:
+            self.lock.release()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Gives the folder free."""
+        self.teardown(trainer, pl_module, "fit")
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Removes what a kill has left, and asks for room for a state and an export."""
-        self._prune(trainer)
+        """Asks for room for a state and an export."""
         if trainer.is_global_zero:
-            remove_parts(run_folder(trainer))
             trained = sum(weight.numel() for part in pl_module.trained.values() for weight in part.parameters())
             exported = sum(weight.numel() for weight in pl_module.model.parameters())
             copies = 3 if pl_module.ema is None else 4  # weights, Adam's two moments, average
@@ -206,7 +224,8 @@ class Keep(Callback):
         The state comes last: whatever a run has written before it, a run that goes on from there finds.
         """
         due = trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps
-        if due and stepped(trainer, batch_idx):
+        stopped = trainer.should_stop and trainer.global_step != trainer.max_steps
+        if due and stepped(trainer, batch_idx) and not stopped:
             self._save_export(trainer, pl_module)
             self._save_state(trainer)
 
@@ -236,6 +255,5 @@ class Keep(Callback):
     def _prune(self, trainer: pl.Trainer) -> None:
         if not trainer.is_global_zero:
             return
-        states.prune(run_folder(trainer), self.keep_states)
-        for old in sorted((run_folder(trainer) / EXPORTS).glob("step-*"))[: -self.keep_exports]:
-            shutil.rmtree(old)
+        states.prune(run_folder(trainer) / states.STATES, self.keep_states)
+        states.prune(run_folder(trainer) / EXPORTS, self.keep_exports)

@@ -13,6 +13,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 from torch.optim import Optimizer
@@ -23,7 +24,7 @@ from lightning_dreambooth.data import DreamBoothData
 from lightning_dreambooth.errors import InputError, Stopped, TrainingError
 from lightning_dreambooth.interruption import SIGNALS, Interruption
 from lightning_dreambooth.module import DreamBooth
-from lightning_dreambooth.states import RUNS, check_base, find_state, read_state
+from lightning_dreambooth.states import RUNS, check_base, find_state, newest_first, read_state
 from lightning_dreambooth.watch import Watch
 
 PROG = "python -m lightning_dreambooth"
@@ -43,6 +44,10 @@ TRAINER_DEFAULTS = {
 
 class DreamBoothCLI(LightningCLI):
     """LightningCLI with the sections `model`, `data`, `trainer`, `checkpoint`, `samples`, and a name for the run."""
+
+    def __init__(self, interruption: Interruption, *args: Any, **kwargs: Any) -> None:
+        self.interruption = interruption
+        super().__init__(*args, **kwargs)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -77,12 +82,6 @@ class DreamBoothCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Leaves the parsed arguments alone: what is asked for wins over the checkpoint (Lightning#21455)."""
 
-    @property
-    def interruption(self) -> Interruption:
-        """The callback that knows of signals."""
-        trainer: Any = self.trainer
-        return next(callback for callback in trainer.callbacks if isinstance(callback, Interruption))
-
     def before_instantiate_classes(self) -> None:
         """Names the run, and finds the state to go on from."""
         config = self.config[self.subcommand]
@@ -90,7 +89,9 @@ class DreamBoothCLI(LightningCLI):
         configs = [Path(str(path)) for path in config.get("config") or []]
         default = default_name(configs)
         self.state_path = find_state(config.get("ckpt_path"), config.name, default)
-        self.state = None if self.state_path is None else read_state(self.state_path)
+        if self.state_path is not None:
+            state = read_state(self.state_path)
+            self.resumed_step, self.trained_from = state["global_step"], state["DreamBoothData"].get("base_model")
         begins = config.get("ckpt_path") == "last" and self.state_path is None
         if self.subcommand == "predict":
             if begins:
@@ -108,13 +109,17 @@ class DreamBoothCLI(LightningCLI):
         """Sets where a run writes, and how."""
         given = self._get(self.config_init, "trainer")
         kwargs["default_root_dir"] = str(self.folder)
+        callbacks = given.get("callbacks") or []
+        # Logged first, and ended first if a signal came; the samples and the state of a step come after.
+        first = [Watch(), self.interruption]
+        kwargs["callbacks"] = [*first, *(callbacks if isinstance(callbacks, list) else [callbacks])]
         kwargs["plugins"] = [*(given.get("plugins") or []), AtomicCheckpointIO()]
         if self.subcommand == "predict":
             kwargs["logger"] = False
         elif given.get("logger") in (None, True):
             options: dict[str, Any] = {"name": self.folder.name, "version": "", "default_hp_metric": False}
-            if self.state is not None:  # what was logged after it is logged again
-                options["purge_step"] = self.state["global_step"] + 1
+            # What was logged after the state is logged again.
+            options["purge_step"] = 0 if self.state_path is None else self.resumed_step + 1
             kwargs["logger"] = TensorBoardLogger(RUNS, **options)
         # The saved config runs the job again, from its beginning and under a name of its own.
         config = self.config[self.subcommand]
@@ -128,9 +133,10 @@ class DreamBoothCLI(LightningCLI):
         """Checks everything that can be checked without a model, on every process, and starts the clock."""
         if self.trainer.max_steps < 1:
             raise InputError("trainer.max_steps must be 1 or more: the length of the training in optimizer steps")
-        if type(self.trainer.strategy) not in STRATEGIES:
+        strategy = self.trainer.strategy
+        if type(strategy) not in STRATEGIES or isinstance(strategy.launcher, _MultiProcessingLauncher):
             raise InputError(
-                f"trainer.strategy {type(self.trainer.strategy).__name__} cuts up weights that exports need whole; "
+                f"trainer.strategy {type(strategy).__name__} cuts up weights that exports need whole, or forks; "
                 "use ddp, and configs/low_memory.yaml if memory is short"
             )
         self._check_base()
@@ -141,10 +147,13 @@ class DreamBoothCLI(LightningCLI):
         """Checks what is to be drawn."""
         self._check_base()
         self.datamodule.check_requests()
+        batches, processes = len(self.datamodule.request_batches), self.trainer.world_size
+        if batches < processes:
+            raise InputError(f"{batches} batches are too few for {processes} processes; lower samples.batch_size")
 
     def _check_base(self) -> None:
-        if self.state is not None and self.state_path is not None:
-            check_base(self.state_path, self.state, self.datamodule.files.fingerprint)
+        if self.state_path is not None:
+            check_base(self.state_path, self.trained_from, self.datamodule.files.fingerprint)
 
     def after_fit(self) -> None:
         """Says what was achieved and where it lies."""
@@ -156,6 +165,7 @@ class DreamBoothCLI(LightningCLI):
                 number,
                 f"stopped by {signal.Signals(number).name} after step {self.trainer.global_step}, which is saved; "
                 f"go on with --name {self.folder.name} --ckpt_path last",
+                agreed=True,
             )
 
     def _summarize(self) -> None:
@@ -165,7 +175,7 @@ class DreamBoothCLI(LightningCLI):
             return
         minutes, seconds = divmod(round(time.monotonic() - self.began), 60)
         moved = ", ".join(f"{name} moved {float(by):.2%}" for name, by in self.model.relative_changes().items())
-        newest = max((self.folder / EXPORTS).iterdir())
+        newest = newest_first(self.folder / EXPORTS)[0]
         print(
             f"{self.folder.name}: {steps} steps in {minutes} min {seconds} s, last loss {float(loss):.4f}, {moved}; "
             f"pictures in {self.folder / SAMPLES}, log: tensorboard --logdir {RUNS}, pipeline in {newest}"
@@ -173,7 +183,8 @@ class DreamBoothCLI(LightningCLI):
 
     def after_predict(self) -> None:
         """Says where the pictures lie."""
-        print(f"{self.folder.name}: {len(self.datamodule.requests)} pictures and grid.png in {self.folder}")
+        if self.trainer.is_global_zero:
+            print(f"{self.folder.name}: {len(self.datamodule.requests)} pictures and grid.png in {self.folder}")
 
 
 class LogConfig(SaveConfigCallback):
@@ -248,12 +259,12 @@ def main(args: list[str] | None = None) -> DreamBoothCLI:
     try:
         interruption.listen()
         return DreamBoothCLI(
-            DreamBooth, DreamBoothData,
+            interruption, DreamBooth, DreamBoothData,
             args=args,
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            trainer_defaults=TRAINER_DEFAULTS | {"callbacks": [Watch(), interruption]},
+            trainer_defaults=TRAINER_DEFAULTS,
             save_config_callback=LogConfig,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"prog": PROG, "exit_on_error": False},
@@ -263,8 +274,10 @@ def main(args: list[str] | None = None) -> DreamBoothCLI:
     except (TrainingError, OSError) as error:
         sys.exit(_complain(error, 1))
     except Stopped as stopped:
-        # A launcher that sees one of its children fail kills all others, so only the first process says it.
-        sys.exit(0 if getattr(rank_zero_only, "rank", 0) else _complain(stopped, 128 + stopped.number))
+        code = _complain(stopped, 128 + stopped.number)
+        # A launcher that sees one process fail kills all others, so of those that agreed only the first one does.
+        first = getattr(rank_zero_only, "rank", 0) == 0
+        sys.exit(code if first or not stopped.agreed else 0)
     finally:
         for number, handler in zip(SIGNALS, before, strict=True):
             signal.signal(number, handler)

@@ -67,9 +67,12 @@ def _refusal(target: Path, beside: Path, error: Exception) -> str:
     )
 
 
-def remove_parts(folder: Path) -> None:
-    """Removes what a killed run has left half written."""
-    for part in list(folder.rglob(PART.format("*"))):
+def remove_parts(*folders: Path) -> None:
+    """Removes what a killed run has left half written directly in these folders."""
+    for part in [part for folder in folders for part in folder.glob(PART.format("*"))]:
+        replaced_by = part.with_name(part.name.removeprefix(".old-").removesuffix(".part"))
+        if part.name.startswith(".old-") and not replaced_by.exists():
+            part.replace(replaced_by)  # killed between two renames
         _remove(part)
 
 

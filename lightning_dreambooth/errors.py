@@ -12,9 +12,10 @@ class TrainingError(RuntimeError):
 class Stopped(BaseException):
     """A signal ended the run. Exit code 128 + its number."""
 
-    def __init__(self, number: int, message: str) -> None:
+    def __init__(self, number: int, message: str, agreed: bool = False) -> None:
         super().__init__(message)
         self.number = number
+        self.agreed = agreed  # by all processes, which have saved together
 
 
 class InputWarning(UserWarning):

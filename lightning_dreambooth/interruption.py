@@ -1,7 +1,9 @@
 """What SIGINT and SIGTERM do: end a run at once while it prepares, and at the end of a step while it trains."""
 
+import os
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -31,15 +33,21 @@ class Interruption(Callback):
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
         if not self.training:
-            raise Stopped(number, f"stopped by {signal.Signals(number).name} before training; nothing is lost")
-        if not self.received:
-            print(f"\n{signal.Signals(number).name}: saving at the end of this step", file=sys.stderr, flush=True)
-        self.received = number
+            raise Stopped(number, f"stopped by {name}; what was written stays")
+        first, self.received = not self.received, number
+        if first:
+            with suppress(OSError):  # the terminal may be gone; print could not be called in the midst of a print
+                os.write(sys.stderr.fileno(), f"\n{name}: saving at the end of this step\n".encode())
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """From here on, work is saved before the run ends."""
         self.training = True
+        self.listen()
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """What is drawn is written at once."""
         self.listen()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, UInt8
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from lightning_dreambooth.disk import replaced
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.pictures import View, crop, read_picture, square_box
-from lightning_dreambooth.processes import alone, merged, rank, share, wait
+from lightning_dreambooth.processes import alone, anyone, merged, rank, share, wait
 
 Encode = Callable[[UInt8[Tensor, "rows 3 height width"]], Float[Tensor, "rows twice_c h w"]]
 
@@ -22,6 +23,15 @@ Encode = Callable[[UInt8[Tensor, "rows 3 height width"]], Float[Tensor, "rows tw
 def read_bytes(path: Path, view: View, resolution_px: int) -> UInt8[Tensor, "3 height width"]:
     """A picture file, seen through a view => bytes in 0 ... 255."""
     return pil_to_tensor(crop(read_picture(path), resolution_px, view))
+
+
+def is_readable(file: Path) -> bool:
+    """Whether a file is there and as long as its header says."""
+    try:
+        with safe_open(file, framework="pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
 
 
 class LatentCache:
@@ -61,13 +71,11 @@ class LatentCache:
             self._encode(by_key, encode, batch_size)
             self.memory = merged(self.memory)
             return
-        missing = self._missing(by_key)
-        wait()  # all have looked before one encodes
-        if missing:
+        if anyone(bool(self._missing(by_key))):
             with alone(self.folder):
                 self._encode(by_key, encode, batch_size)
         if absent := self._missing(by_key):
-            raise InputError(f"{self._file(absent[0])} was made on another node; name a cache_dir that all nodes share")
+            raise InputError(f"{self._file(absent[0])} is written, but not here; name a cache_dir that all nodes share")
 
     def _encode(self, by_key: Mapping[str, tuple[Path, View]], encode: Encode, batch_size: int) -> None:
         missing = self._missing(by_key)
@@ -86,7 +94,9 @@ class LatentCache:
         return Path(str(self.folder), f"{key}.safetensors")
 
     def _missing(self, keys: Iterable[str]) -> list[str]:
-        return [key for key in keys if not (key in self.memory if self.folder is None else self._file(key).is_file())]
+        if self.folder is None:
+            return [key for key in keys if key not in self.memory]
+        return [key for key in keys if not is_readable(self._file(key))]
 
     def _put(self, key: str, moments: Tensor) -> None:
         if self.folder is None:

@@ -13,7 +13,7 @@ from lightning_dreambooth.concepts import Concept, class_pictures
 from lightning_dreambooth.disk import replaced
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.pictures import write_png
-from lightning_dreambooth.processes import alone, rank, share, wait
+from lightning_dreambooth.processes import alone, anyone, rank, share, wait
 from lightning_dreambooth.sampling import Request, batches, sample
 from lightning_dreambooth.stable_diffusion import StableDiffusion
 
@@ -103,8 +103,7 @@ def fill(
         InputError: if the folder's class images were made by another recipe, or other processes write to another disk.
     """
     missing = plan(concept, wanted, recipe, seed)
-    wait()  # all have looked before one draws
-    if not missing:
+    if not anyone(bool(missing)):
         return
     folder = Path(str(concept.class_data_dir))
     with alone(folder):

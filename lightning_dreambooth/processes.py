@@ -1,19 +1,21 @@
 """Several processes as one: who does which part, how they wait for each other, and who writes to a shared folder."""
 
 import signal
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from lightning_dreambooth.disk import remove_parts
 from lightning_dreambooth.errors import TrainingError
 
 T = TypeVar("T")
 LOCK = ".lock"
+PATIENCE_SECONDS = 20
 
 
 def count() -> int:
@@ -26,15 +28,23 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def anyone(true_here: bool) -> bool:
+    """Whether something is true on any process."""
+    return any(merged({str(rank()): true_here}).values())
+
+
 def share(things: Sequence[T]) -> Sequence[T]:
     """The part of equal lists that this process works on."""
     return things[rank() :: count()]
 
 
 def wait() -> None:
-    """Returns when all processes are here."""
+    """Returns when all processes are here; asks now and then, so that a signal is heard meanwhile."""
     if dist.is_initialized():
-        dist.barrier()
+        work = dist.barrier(async_op=True)
+        while not work.is_completed():
+            time.sleep(0.01)
+        work.wait()
 
 
 def merged(mine: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,9 +57,27 @@ def merged(mine: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def let_go(worker: int) -> None:
-    """Leaves the end of a loader's worker to the process that it works for."""
+    """Leaves the end of a loader's worker to the process that it works for, also if a signal was sent to both."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def acquired(lock: BaseFileLock, patience_seconds: int) -> bool:
+    """Whether this process got the lock on a folder, or has it already.
+
+    Raises:
+        TrainingError: if the folder cannot be written to.
+    """
+    folder = Path(lock.lock_file).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=patience_seconds)
+    except Timeout:
+        print(f"another run writes to {folder}", flush=True)
+        return False
+    except OSError as error:
+        raise TrainingError(f"{folder} cannot be written to ({error}); allow it or name another") from error
+    return True
 
 
 @contextmanager
@@ -59,15 +87,11 @@ def alone(folder: Path) -> Iterator[None]:
     The lock belongs to the first process and ends with it, however that ends.
     """
     lock = FileLock(folder / LOCK)
+    locked = False
+    while not locked:  # in rounds, for a process group waits for none of its members longer than half an hour
+        mine = {"locked": acquired(lock, PATIENCE_SECONDS)} if rank() == 0 else {}
+        locked = merged(mine)["locked"]
     if rank() == 0:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-        except Timeout:
-            print(f"waiting for another run that fills {folder}", flush=True)
-            lock.acquire()
-        except OSError as error:
-            raise TrainingError(f"{folder} cannot be written to ({error}); allow it or name another") from error
         remove_parts(folder)
     wait()
     try:

@@ -1,6 +1,7 @@
 """The states of a run: where they lie, which of them is gone on from, which stay."""
 
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from lightning_dreambooth.errors import InputError
 
 RUNS = Path("checkpoints")
 STATES = "states"
-PATTERN = "step-*.ckpt"
 HOOKS = ("_instantiator", "_class_path")  # by which Lightning lets a state name code that is run (CVE-2026-58659)
 PARTS = {
     "global_step": int, "state_dict": dict, "optimizer_states": list, "lr_schedulers": list, "loops": dict,
@@ -23,15 +23,18 @@ def state_path(run: Path, step: int) -> Path:
     return run / STATES / f"step-{step:06d}.ckpt"
 
 
-def newest_first(run: Path) -> list[Path]:
-    """The states of a run, by when they were written: who goes back to an early one goes on from there."""
-    return sorted((run / STATES).glob(PATTERN), key=lambda state: (state.stat().st_mtime_ns, state.name), reverse=True)
+def newest_first(folder: Path) -> list[Path]:
+    """States or exports, by when they were written: who goes back to an early one goes on from there."""
+    return sorted(folder.glob("step-*"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
 
 
-def prune(run: Path, keep: int) -> None:
-    """Removes all but the newest states."""
-    for old in newest_first(run)[keep:]:
-        old.unlink()
+def prune(folder: Path, keep: int) -> None:
+    """Removes all but the newest states or exports."""
+    for old in newest_first(folder)[keep:]:
+        if old.is_dir():
+            shutil.rmtree(old)
+        else:
+            old.unlink()
 
 
 def find_state(ckpt_path: str | None, name: str | None, default: str) -> Path | None:
@@ -49,14 +52,14 @@ def find_state(ckpt_path: str | None, name: str | None, default: str) -> Path | 
             raise InputError(f"ckpt_path {ckpt_path} is not a file here; give a state that `fit` wrote, or 'last'")
         return Path(ckpt_path)
     runs = re.compile(rf"{re.escape(default)}(-\d+)?" if name is None else re.escape(name))
-    states = [state for run in RUNS.glob("*") if runs.fullmatch(run.name) for state in newest_first(run)]
+    states = [state for run in RUNS.glob("*") if runs.fullmatch(run.name) for state in newest_first(run / STATES)]
     states.sort(key=lambda state: state.stat().st_mtime_ns, reverse=True)
     for state in states:
         if is_whole(state):
             return state
         print(f"skipped {state}: it is damaged", file=sys.stderr)
     if states:
-        raise InputError(f"no state of {RUNS / (name or default)} is whole; leave out --ckpt_path to begin anew under another name")
+        raise InputError(f"no state of {RUNS / (name or default)} is whole; begin anew under another name")
     return None
 
 
@@ -64,8 +67,10 @@ def read_state(path: Path) -> dict[str, Any]:
     """Reads a state without the content of its tensors, and refuses what is none.
 
     Raises:
-        InputError: if it is broken, holds more than tensors and plain values, or names code to run.
+        InputError: if it is damaged, holds more than tensors and plain values, or names code to run.
     """
+    if not is_whole(path):
+        raise InputError(f"{path} is damaged or no state; give another one that `fit` has written")
     state = AtomicCheckpointIO().load_checkpoint(path)
     for name, kind in PARTS.items():
         if not isinstance(state.get(name), kind):
@@ -77,9 +82,8 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def check_base(path: Path, state: dict[str, Any], base_model: str) -> None:
+def check_base(path: Path, trained_from: str, base_model: str) -> None:
     """Raises InputError if a state was trained from other weights than those of the given fingerprint."""
-    trained_from = state["DreamBoothData"].get("base_model")
     if trained_from != base_model:
         raise InputError(
             f"{path} was trained from the base model {trained_from}, this run starts from {base_model}; "

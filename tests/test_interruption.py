@@ -47,7 +47,7 @@ def test_a_signal_ends_a_run_after_its_step(
         codes = [run.wait() for run in runs]
         assert codes == [128 + number, 0][:processes], [run.said() for run in runs]
         assert time.monotonic() - sent < 20
-        newest = newest_first(folder)[0]
+        newest = newest_first(folder / "states")[0]
         assert is_whole(newest)
         step = int(newest.stem.split("-")[1])
         assert f"stopped by {number.name} after step {step}, which is saved" in runs[0].said()
@@ -62,4 +62,4 @@ def test_a_signal_before_training_ends_a_run_at_once(tmp_path: Path, number: sig
     until(run, lambda: len(list((tmp_path / "class").glob("*.png"))) > 2)
     run.send(number)
     assert run.wait() == 128 + number, run.said()
-    assert f"stopped by {number.name} before training; nothing is lost" in run.said()
+    assert f"stopped by {number.name} ; what was written stays" in run.said()
