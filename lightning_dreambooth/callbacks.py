@@ -101,7 +101,7 @@ class Samples(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Draws the untuned model, or what a stop did not leave the time for."""
-        if self._due(trainer) and not self._file(trainer).is_file():
+        if trainer.global_step == 0 or (self._due(trainer) and not self._file(trainer).is_file()):
             self._grid(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

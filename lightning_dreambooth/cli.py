@@ -89,10 +89,11 @@ class DreamBoothCLI(LightningCLI):
         configs = [Path(str(path)) for path in config.get("config") or []]
         default = default_name(configs)
         self.state_path = find_state(config.get("ckpt_path"), config.name, default)
+        begins = config.get("ckpt_path") == "last" and self.state_path is None
+        self.purge_step = 0 if begins else None  # what was logged after the state is logged again
         if self.state_path is not None:
             state = read_state(self.state_path)
-            self.resumed_step, self.trained_from = state["global_step"], state["DreamBoothData"].get("base_model")
-        begins = config.get("ckpt_path") == "last" and self.state_path is None
+            self.purge_step, self.trained_from = state["global_step"] + 1, state["DreamBoothData"].get("base_model")
         if self.subcommand == "predict":
             if begins:
                 raise InputError(f"there is no state in {RUNS / (config.name or default)}; leave out --ckpt_path")
@@ -118,8 +119,7 @@ class DreamBoothCLI(LightningCLI):
             kwargs["logger"] = False
         elif given.get("logger") in (None, True):
             options: dict[str, Any] = {"name": self.folder.name, "version": "", "default_hp_metric": False}
-            # What was logged after the state is logged again.
-            options["purge_step"] = 0 if self.state_path is None else self.resumed_step + 1
+            options["purge_step"] = self.purge_step
             kwargs["logger"] = TensorBoardLogger(RUNS, **options)
         # The saved config runs the job again, from its beginning and under a name of its own.
         config = self.config[self.subcommand]

@@ -62,4 +62,4 @@ def test_a_signal_before_training_ends_a_run_at_once(tmp_path: Path, number: sig
     until(run, lambda: len(list((tmp_path / "class").glob("*.png"))) > 2)
     run.send(number)
     assert run.wait() == 128 + number, run.said()
-    assert f"stopped by {number.name} ; what was written stays" in run.said()
+    assert f"stopped by {number.name}; what was written stays" in run.said()
