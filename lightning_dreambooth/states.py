@@ -50,6 +50,8 @@ def find_state(ckpt_path: str | None, name: str | None, default: str) -> Path | 
     if ckpt_path != "last":
         if not Path(ckpt_path).is_file():
             raise InputError(f"ckpt_path {ckpt_path} is not a file here; give a state that `fit` wrote, or 'last'")
+        if not is_whole(Path(ckpt_path)):
+            raise InputError(f"{ckpt_path} is damaged or no state; give another one that `fit` has written")
         return Path(ckpt_path)
     runs = re.compile(rf"{re.escape(default)}(-\d+)?" if name is None else re.escape(name))
     states = [state for run in RUNS.glob("*") if runs.fullmatch(run.name) for state in newest_first(run / STATES)]
@@ -67,10 +69,8 @@ def read_state(path: Path) -> dict[str, Any]:
     """Reads a state without the content of its tensors, and refuses what is none.
 
     Raises:
-        InputError: if it is damaged, holds more than tensors and plain values, or names code to run.
+        InputError: if it holds more than tensors and plain values, or names code to run.
     """
-    if not is_whole(path):
-        raise InputError(f"{path} is damaged or no state; give another one that `fit` has written")
     state = AtomicCheckpointIO().load_checkpoint(path)
     for name, kind in PARTS.items():
         if not isinstance(state.get(name), kind):
