@@ -13,6 +13,11 @@ from lightning_dreambooth.stable_diffusion import StableDiffusion
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # LightningCLI's own calls; the bound in setup.cfg covers them
 torch.set_num_threads(1)  # the models are so small that a second thread only waits
 
+# Settings of `run` that learn the concepts of a file in place of its own.
+BY_FILE = dict.fromkeys(
+    ("data__instance_prompt", "data__instance_data_dir", "data__class_prompt", "data__class_data_dir")
+) | {"data__concepts_list": "concepts.json"}
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--times", type=int, default=4, help="how often runs are killed and stopped at random moments")

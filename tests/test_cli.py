@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 import yaml
+from conftest import BY_FILE
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -211,8 +212,7 @@ def test_two_concepts_train_together(run: Run) -> None:
             ]
         )
     )  # fmt: skip
-    by_flags = ("instance_prompt", "instance_data_dir", "class_prompt", "class_data_dir")
-    done = run(data__concepts_list="concepts.json", **{f"data__{flag}": None for flag in by_flags})
+    done = run(**BY_FILE)
     assert [len(list(Path("c", name).glob("*.png"))) for name in ("girl", "boy")] == [3, 3]
     assert len(done.datamodule.dataset.concepts) == 2
 
@@ -258,9 +258,7 @@ def test_predict_without_prompts_is_refused(complaint: Complaint) -> None:
 def test_one_class_folder_for_two_class_prompts_is_refused(complaint: Complaint) -> None:
     concept = {"instance_prompt": "sks", "instance_data_dir": "girl", "class_data_dir": "class"}
     Path("concepts.json").write_text(json.dumps([concept | {"class_prompt": prompt} for prompt in ("a girl", "a boy")]))
-    by_flags = ("instance_prompt", "instance_data_dir", "class_prompt", "class_data_dir")
-    settings = {"data__concepts_list": "concepts.json", **{f"data__{flag}": None for flag in by_flags}}
-    assert "class is class_data_dir of two class prompts" in complaint(**settings)
+    assert "class is class_data_dir of two class prompts" in complaint(**BY_FILE)
 
 
 def test_a_typo_in_a_config_is_named(complaint: Complaint) -> None:

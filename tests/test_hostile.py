@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import BY_FILE
 from PIL import Image
 
 LEAST_MEMORY = 64 * 2**20  # bytes that a refusal may take beyond what the process had
@@ -282,7 +283,7 @@ CONFIGS = {
     "a call for a plugin": "trainer: {plugins: {class_path: os.system, init_args: {command: touch owned}}}\n",
     "no YAML": "model: {prior_weight: [1\n",
     "no mapping": "- 1\n- 2\n",
-    "no text": b"\xff\xfe\x00\x01",
+    "no text": "\udcff\udcfe\x00\x01",
     "deeply nested": "model: " + "[" * 3000 + "]" * 3000,
     "a tab": "model:\n\tprior_weight: 1\n",
     "a key twice removed": "modle: {prior_weight: 1}\n",
@@ -290,10 +291,14 @@ CONFIGS = {
 }  # fmt: skip
 
 
+def write(name: str, text: str) -> None:
+    """Writes a text in which half surrogates stand for bytes that are no text."""
+    Path(name).write_bytes(text.encode("utf-8", "surrogateescape"))
+
+
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_hostile_config(complaint: Callable[..., str], kind: str) -> None:
-    content = CONFIGS[kind]
-    Path("hostile.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    write("hostile.yaml", CONFIGS[kind])
     with little_memory():
         complaint("fit", "--config=hostile.yaml")
     assert not Path("owned").exists()
@@ -311,10 +316,8 @@ LISTS = {
 
 @pytest.mark.parametrize("kind", LISTS)
 def test_a_hostile_concepts_list(complaint: Callable[..., str], kind: str) -> None:
-    Path("hostile.json").write_bytes(LISTS[kind].encode("utf-8", "surrogateescape"))
-    flags = ("instance_prompt", "instance_data_dir", "class_prompt", "class_data_dir")
-    line = complaint(data__concepts_list="hostile.json", **{f"data__{flag}": None for flag in flags})
-    assert "hostile.json" in line
+    write("hostile.json", LISTS[kind])
+    assert "hostile.json" in complaint(**BY_FILE | {"data__concepts_list": "hostile.json"})
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"recipe": 1, "seeds": 2}', b"\xff\xfe", NESTED.encode()])

@@ -15,6 +15,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from lightning_dreambooth import draws
 from lightning_dreambooth.callbacks import Samples
 from lightning_dreambooth.cli import DreamBoothCLI
+from lightning_dreambooth.dataset import Batch
+from lightning_dreambooth.diffusion import Loss
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.module import DreamBooth
 from lightning_dreambooth.optimization import probe
@@ -246,11 +248,20 @@ def test_the_average_is_what_is_exported_and_drawn(run: Run) -> None:
     assert largest_difference(current, trained(cli)) == 0
 
 
-def test_nan_stops_before_the_update(
-    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss of the third sample is NaN."""
     loss = DreamBooth.loss
-    monkeypatch.setattr(DreamBooth, "loss", lambda self, batch: poisoned(loss(self, batch), batch.numbers[0] == 2))
+
+    def with_nan(self: DreamBooth, batch: Batch) -> Loss:
+        whole = loss(self, batch)
+        return whole._replace(total=whole.total * float("nan")) if batch.numbers[0] == 2 else whole
+
+    monkeypatch.setattr(DreamBooth, "loss", with_nan)
+
+
+@pytest.mark.usefixtures("poisoned")
+def test_nan_stops_before_the_update(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         run(name="poisoned", checkpoint__every_n_steps=1)
     assert stopped.value.code == 1
@@ -315,19 +326,12 @@ def test_a_gradient_scaler_may_skip_its_first_steps(scaled: Run) -> None:
     assert all(change > 0 for change in cli.model.relative_changes().values())
 
 
-def test_nan_is_reported_under_a_gradient_scaler_too(
-    scaled: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    loss = DreamBooth.loss
-    monkeypatch.setattr(DreamBooth, "loss", lambda self, batch: poisoned(loss(self, batch), batch.numbers[0] == 2))
+@pytest.mark.usefixtures("poisoned")
+def test_nan_is_reported_under_a_gradient_scaler_too(scaled: Run, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         scaled(1.0)
     assert stopped.value.code == 1
     assert "the loss is not finite" in capsys.readouterr().err
-
-
-def poisoned(loss, poison: bool):  # noqa: ANN001, ANN201
-    return loss._replace(total=loss.total * float("nan")) if poison else loss
 
 
 def test_a_run_that_changes_nothing_says_so(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
