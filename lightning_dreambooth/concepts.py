@@ -1,16 +1,12 @@
-"""What is learned: concepts from flags or from a `concepts_list.json`, checked before anything is loaded. No torch."""
+"""What is learned: concepts from flags or from a `concepts_list.json`, and their pictures with prompts. No torch."""
 
 import json
-import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from PIL import Image
-
-from lightning_dreambooth.errors import InputError, InputWarning
-from lightning_dreambooth.pictures import list_pictures, near_identical, read_caption, read_picture
-
-HANDFUL = 200  # more instance pictures than this are not compared with each other
+from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.pictures import list_pictures, read_caption
 
 
 @dataclass(frozen=True)
@@ -44,6 +40,21 @@ class Picture:
     prompt: str
 
 
+def given_concepts(concepts_list: str | None, flags: Mapping[str, str | None]) -> list[Concept]:
+    """The concepts of a JSON file, or the one that flags name.
+
+    Raises:
+        InputError: if both are given, or nothing.
+    """
+    if concepts_list is not None:
+        if any(flags.values()):
+            raise InputError("data.concepts_list and a concept by flags are both given; give one of them")
+        return read_concepts(concepts_list)
+    if not flags["instance_prompt"] or not flags["instance_data_dir"]:
+        raise InputError("nothing to learn: give data.instance_data_dir and instance_prompt, or data.concepts_list")
+    return [Concept(**flags)]  # type: ignore[arg-type]
+
+
 def read_concepts(path: str) -> list[Concept]:
     """Reads a `concepts_list.json`: a list of objects with the keys of `Concept`, unknown keys refused by name."""
     try:
@@ -65,54 +76,6 @@ def _concept(entry: dict[str, object], where: str) -> Concept:
         if isinstance(value, bool) or not isinstance(value, known[key]):  # type: ignore[arg-type]
             raise InputError(f"{where}: {key} is {value!r}, which is no {getattr(known[key], '__name__', known[key])}")
     return Concept(**entry)  # type: ignore[arg-type]
-
-
-def check(concept: Concept, needs_class: bool, resolution_px: int) -> None:
-    """Looks at a concept and at each of its instance pictures.
-
-    Raises:
-        InputError: if it cannot be trained on.
-
-    Warns:
-        InputWarning: if it can, but is hardly meant so.
-    """
-    for name, value in {"weight": concept.weight, "num_class_images": concept.num_class_images}.items():
-        if value is not None and value < 1:
-            raise InputError(f"{name} of the concept {concept.instance_prompt!r} is {value}, must be 1 or more")
-    if needs_class and not (concept.class_prompt and concept.class_data_dir):
-        raise InputError(
-            f"concept {concept.instance_prompt!r} has no class_prompt or class_data_dir, which the prior loss needs; "
-            "give both or set model.prior_weight to 0"
-        )
-    if needs_class and Path(str(concept.class_data_dir)).resolve() == Path(concept.instance_data_dir).resolve():
-        raise InputError(f"{concept.class_data_dir} is class_data_dir and instance_data_dir; give each its own folder")
-    if concept.identifier and concept.identifier not in concept.instance_prompt:
-        _warn(f"the identifier {concept.identifier!r} does not occur in the prompt {concept.instance_prompt!r}")
-    pictures, skipped = instance_pictures(concept)
-    if not pictures:
-        raise InputError(f"{concept.instance_data_dir} holds no pictures; put 3 to 20 of the subject there")
-    if skipped:
-        _warn(f"{concept.instance_data_dir}: skipped {skipped} files that are no pictures")
-    _look_at([picture.path for picture in pictures], resolution_px)
-    if needs_class:
-        for picture in class_pictures(concept)[0]:
-            read_picture(picture.path)
-
-
-def _look_at(paths: list[Path], resolution_px: int) -> None:
-    seen = []
-    for path in paths:
-        picture = read_picture(path)
-        if min(picture.size) < resolution_px:
-            _warn(f"{path} is {picture.width} x {picture.height} px, smaller than the resolution {resolution_px}")
-        if len(paths) <= HANDFUL:
-            seen.append(picture.resize((64, 64), Image.Resampling.BOX))
-    for i, j in near_identical(seen):
-        _warn(f"{paths[i]} and {paths[j]} are nearly the same picture, which counts double")
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, InputWarning, stacklevel=1)
 
 
 def instance_pictures(concept: Concept) -> tuple[list[Picture], int]:

@@ -1,6 +1,5 @@
-"""Concepts to batches, as a LightningDataModule: checks, class images, caches, loaders."""
+"""Concepts to batches, as a LightningDataModule: class images, caches, loaders, and how much of it was seen."""
 
-import warnings
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -8,21 +7,19 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import CLIPTokenizer
 
-from lightning_dreambooth import concepts as concepts_
-from lightning_dreambooth import priors
-from lightning_dreambooth.concepts import Concept
-from lightning_dreambooth.dataset import ConceptPictures, OrderedLoader, PairDataset, ShardedOrder, views_of
-from lightning_dreambooth.errors import InputError, InputWarning
-from lightning_dreambooth.latents import LatentCache
+from lightning_dreambooth import checks, priors
+from lightning_dreambooth.concepts import Concept, given_concepts
+from lightning_dreambooth.dataset import ConceptPictures, OrderedLoader, PairDataset, ShardedOrder, listed, views_of
+from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.latents import LatentCache, embeddings
 from lightning_dreambooth.model_files import ModelFiles
 from lightning_dreambooth.priors import Recipe
 from lightning_dreambooth.processes import count, let_go, rank, share
 from lightning_dreambooth.sampling import Request, Sampler, batches, check_request
-from lightning_dreambooth.stable_diffusion import StableDiffusion, cut_off, load_tokenizer, tokenize
+from lightning_dreambooth.stable_diffusion import StableDiffusion, load_tokenizer, tokenize
 
 ENCODE_BATCH = 32  # pictures or prompts encoded at once
 
@@ -115,12 +112,9 @@ class DreamBoothData(pl.LightningDataModule):
         self.requests = requests or []
         self.sample_batch_size = sample_batch_size
         self.flags = {
-            "instance_prompt": instance_prompt,
-            "instance_data_dir": instance_data_dir,
-            "class_prompt": class_prompt,
-            "class_data_dir": class_data_dir,
-            "identifier": identifier,
-        }
+            "instance_prompt": instance_prompt, "instance_data_dir": instance_data_dir,
+            "class_prompt": class_prompt, "class_data_dir": class_data_dir, "identifier": identifier,
+        }  # fmt: skip
         self.concepts_list = concepts_list
         self.checked = False
         self.resumed = (0, 0)
@@ -139,13 +133,7 @@ class DreamBoothData(pl.LightningDataModule):
     @cached_property
     def concepts(self) -> list[Concept]:
         """The concepts from the flags or from the JSON file."""
-        if self.concepts_list is not None:
-            if any(self.flags.values()):
-                raise InputError("data.concepts_list and a concept by flags are both given; give one of them")
-            return concepts_.read_concepts(self.concepts_list)
-        if not self.flags["instance_prompt"] or not self.flags["instance_data_dir"]:
-            raise InputError("nothing to learn: give data.instance_data_dir and instance_prompt, or data.concepts_list")
-        return [Concept(**self.flags)]  # type: ignore[arg-type]
+        return given_concepts(self.concepts_list, self.flags)
 
     @cached_property
     def resolution_px(self) -> int:
@@ -179,21 +167,13 @@ class DreamBoothData(pl.LightningDataModule):
         """
         if self.checked:
             return
-        factor = self.files.vae_factor
-        if self.resolution_px % factor:
-            raise InputError(
-                f"data.resolution is {self.resolution_px}, must be a multiple of the VAE's factor {factor}"
-            )
-        by_folder = {concept.class_data_dir: concept.class_prompt for concept in self.concepts}
-        for concept in self.concepts:
-            concepts_.check(concept, self.with_prior, self.resolution_px)
-            if self.with_prior and by_folder[concept.class_data_dir] != concept.class_prompt:
-                raise InputError(f"{concept.class_data_dir} is class_data_dir of two class prompts; give each its own")
-            if self.with_prior:
-                priors.plan(concept, *self._class_images(concept), self.seed)
-        sets = [self._pictures(concept) for concept in self.concepts]
-        prompts = [picture.prompt for concept in sets for picture in (*concept.instances, *concept.classes)]
-        self._warn_of_long([*prompts, *(str(concept.class_prompt or "") for concept in self.concepts)])
+        checks.check_resolution(self.resolution_px, self.files.vae_factor)
+        checks.check_concepts(self.concepts, self.with_prior, self.resolution_px)
+        for concept in self.concepts if self.with_prior else []:
+            priors.plan(concept, *self._class_images(concept), self.seed)
+        prompts = [picture.prompt for concept in self._pictures() for picture in (*concept.instances, *concept.classes)]
+        prompts += [str(concept.class_prompt or "") for concept in self.concepts]
+        checks.check_lengths([*prompts, *(request.prompt for request in self.requests)], self.tokenizer)
         self.checked = True
 
     def check_requests(self) -> None:
@@ -204,15 +184,7 @@ class DreamBoothData(pl.LightningDataModule):
         """
         if not self.requests:
             raise InputError("nothing to draw: give samples.prompts or samples.prompts_file")
-        self._warn_of_long([request.prompt for request in self.requests])
-
-    def _warn_of_long(self, prompts: list[str]) -> None:
-        for prompt in dict.fromkeys([*prompts, *(request.prompt for request in self.requests)]):
-            if cut := cut_off(self.tokenizer, prompt):
-                warnings.warn(
-                    f"the prompt {prompt!r} is longer than the {self.tokenizer.model_max_length} tokens that the model "
-                    f"reads; it does not see {cut!r}", InputWarning, stacklevel=1,
-                )  # fmt: skip
+        checks.check_lengths([request.prompt for request in self.requests], self.tokenizer)
 
     def prepare_data(self) -> None:
         """Checks everything, for those who use this class without the command line."""
@@ -223,15 +195,17 @@ class DreamBoothData(pl.LightningDataModule):
 
     def _class_images(self, concept: Concept) -> tuple[int, Recipe]:
         recipe = Recipe(str(concept.class_prompt), *self.class_recipe, self.resolution_px, self.files.fingerprint)
-        return concept.num_class_images or self.num_class_images, recipe
+        return self._class_count(concept), recipe
+
+    def _class_count(self, concept: Concept) -> int:
+        return (concept.num_class_images or self.num_class_images) if self.with_prior else 0
+
+    def _pictures(self) -> list[ConceptPictures]:
+        return [listed(concept, self._class_count(concept)) for concept in self.concepts]
 
     def _precision(self) -> AbstractContextManager[Any]:
         """The trainer's precision, for what is computed outside its steps."""
         return self.trainer.precision_plugin.forward_context() if self.trainer else nullcontext()
-
-    @property
-    def _precision_name(self) -> str:
-        return str(self.trainer.precision) if self.trainer else "32-true"
 
     def setup(self, stage: str) -> None:
         """Draws missing class images, lists the pictures and fills the caches, all processes together."""
@@ -240,34 +214,24 @@ class DreamBoothData(pl.LightningDataModule):
         with self._precision():
             for concept in self.concepts if self.with_prior else []:
                 priors.fill(concept, *self._class_images(concept), self.seed, lambda: self.model, self.class_batch_size)
-            sets = [self._pictures(concept) for concept in self.concepts]
+            sets = self._pictures()
             pictures = [picture for concept in sets for picture in concept.instances + concept.classes]
+            prompts = sorted({"", *(picture.prompt for picture in pictures)})
+            texts = tokenize(self.tokenizer, prompts)
+            if not self.train_text_encoder:
+                texts = embeddings(self.model, texts, ENCODE_BATCH)
             views = views_of(self.crop, self.flip, self.seed)
-            texts = self._texts(sorted({"", *(picture.prompt for picture in pictures)}))
             cache = None
             if self.cache_latents:
                 # bf16 and fp32 give other moments, so the precision is part of the name.
-                encoder = f"{self.files.vae_fingerprint} {self._precision_name}"
+                encoder = f"{self.files.vae_fingerprint} {self.trainer.precision if self.trainer else '32-true'}"
                 folder = None if self.cache_dir is None else Path(self.cache_dir)
                 cache = LatentCache(encoder, self.resolution_px, folder)
                 wanted = [(picture.path, view) for picture in pictures for view in views]
                 cache.fill(wanted, lambda pictures: self.model.encode(pictures.to(self.model.device)), ENCODE_BATCH)
         self.__dict__.pop("model", None)
-        self.dataset = PairDataset(sets, texts, views, self.resolution_px, self.caption_dropout, self.seed, cache)
-
-    def _pictures(self, concept: Concept) -> ConceptPictures:
-        instances, _ = concepts_.instance_pictures(concept)
-        classes = concepts_.class_pictures(concept)[0] if self.prior_weight > 0 else []
-        return ConceptPictures(instances, classes[: concept.num_class_images or self.num_class_images], concept.weight)
-
-    @torch.no_grad()
-    def _texts(self, prompts: list[str]) -> dict[str, Tensor]:
-        """Token ids of each prompt, or its embeddings when the text encoder is frozen."""
-        ids = tokenize(self.tokenizer, prompts)
-        if self.train_text_encoder:
-            return dict(zip(prompts, ids, strict=True))
-        embeddings = [self.model.embed(part.to(self.model.device)).float().cpu() for part in ids.split(ENCODE_BATCH)]
-        return dict(zip(prompts, torch.cat(embeddings), strict=True))
+        by_prompt = dict(zip(prompts, texts, strict=True))
+        self.dataset = PairDataset(sets, by_prompt, views, self.resolution_px, self.caption_dropout, self.seed, cache)
 
     def samples_seen(self, step: int) -> int:
         """How many samples training has consumed up to an optimizer step, whatever the batch sizes were."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_dreambooth import draws
-from lightning_dreambooth.concepts import Picture
+from lightning_dreambooth.concepts import Concept, Picture, class_pictures, instance_pictures
 from lightning_dreambooth.latents import LatentCache, read_bytes
 from lightning_dreambooth.pictures import View
 
@@ -23,6 +23,12 @@ class ConceptPictures(NamedTuple):
     instances: list[Picture]
     classes: list[Picture]
     weight: int = 1
+
+
+def listed(concept: Concept, class_images: int) -> ConceptPictures:
+    """The pictures in a concept's folders, and of its class pictures the first so many."""
+    classes = class_pictures(concept)[0][:class_images] if class_images else []
+    return ConceptPictures(instance_pictures(concept)[0], classes, concept.weight)
 
 
 class Row(NamedTuple):

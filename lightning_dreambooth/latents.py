@@ -1,11 +1,11 @@
-"""Encoded pictures, kept by content: a changed picture, crop, resolution or VAE is another entry."""
+"""What is encoded once: prompts, and pictures by content: another picture, crop, resolution or VAE is another entry."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -16,6 +16,7 @@ from lightning_dreambooth.disk import replaced
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.pictures import View, crop, read_picture, square_box
 from lightning_dreambooth.processes import alone, anyone, merged, rank, share, wait
+from lightning_dreambooth.stable_diffusion import StableDiffusion
 
 Encode = Callable[[UInt8[Tensor, "rows 3 height width"]], Float[Tensor, "rows twice_c h w"]]
 
@@ -32,6 +33,14 @@ def is_readable(file: Path) -> bool:
             return True
     except (OSError, SafetensorError):
         return False
+
+
+@torch.no_grad()
+def embeddings(
+    model: StableDiffusion, ids: Int[Tensor, "prompts tokens"], batch_size: int
+) -> Float[Tensor, "prompts tokens width"]:
+    """Token ids => what the text encoder makes of them, on the CPU."""
+    return torch.cat([model.embed(part.to(model.device)).float().cpu() for part in ids.split(batch_size)])
 
 
 class LatentCache:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from lightning_dreambooth.concepts import Concept, check, instance_pictures, read_concepts
+from lightning_dreambooth.concepts import Concept, instance_pictures, read_concepts
 from lightning_dreambooth.errors import InputError
 
 REFERENCE = {
@@ -49,27 +49,6 @@ def test_a_concepts_list_that_is_no_json_is_refused(here: Path) -> None:
         read_concepts("concepts_list.json")
     with pytest.raises(InputError, match="nowhere"):
         read_concepts("nowhere.json")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"instance_data_dir": "nowhere"}, "nowhere is not a folder"),
-        ({"instance_data_dir": "empty"}, "empty holds no pictures"),
-        ({"class_prompt": None}, "no class_prompt or class_data_dir, which the prior loss needs"),
-        ({"class_data_dir": "girl/"}, "give each its own folder"),
-        ({"weight": 0}, "weight of the concept .* is 0, must be 1 or more"),
-        ({"num_class_images": -1}, "num_class_images of the concept .* is -1, must be 1 or more"),
-    ],
-)
-def test_a_concept_that_cannot_be_trained_is_refused(here: Path, change: dict, message: str) -> None:
-    Path("empty").mkdir()
-    with pytest.raises(InputError, match=message):
-        check(Concept(**REFERENCE | change), needs_class=True, resolution_px=32)
-
-
-def test_without_the_prior_no_class_is_needed(here: Path) -> None:
-    check(Concept("a photo of sks girl", "girl"), needs_class=False, resolution_px=32)
 
 
 def test_each_picture_has_its_caption_or_the_prompt(here: Path) -> None:

@@ -21,10 +21,11 @@ MAY_IMPORT = {
     "stable_diffusion": {"errors", "model_files"},
     "sampling": {"errors", "stable_diffusion"},
     "priors": {"concepts", "disk", "draws", "errors", "pictures", "processes", "sampling", "stable_diffusion"},
-    "latents": {"disk", "errors", "pictures", "processes"},
+    "latents": {"disk", "errors", "pictures", "processes", "stable_diffusion"},
     "dataset": {"concepts", "draws", "latents", "pictures"},
+    "checks": {"concepts", "errors", "pictures", "stable_diffusion"},
     "data": {
-        "concepts", "dataset", "errors", "latents", "model_files", "priors", "processes", "sampling",
+        "checks", "concepts", "dataset", "errors", "latents", "model_files", "priors", "processes", "sampling",
         "stable_diffusion",
     },
     "module": {
@@ -46,7 +47,7 @@ ONLY_IN = {
     "pytorch_lightning": {"data", "module", "watch", "interruption", "callbacks", "checkpoint_io", "cli", "__main__"},
     "huggingface_hub": {"model_files"},
     "diffusers": {"stable_diffusion", "sampling"},
-    "transformers": {"stable_diffusion", "data"},
+    "transformers": {"stable_diffusion", "checks", "data"},
     "jsonargparse": {"cli"},
 }
 
