@@ -1,7 +1,7 @@
 """What is looked at before a model is loaded: whether the input can be trained on, and whether it is meant so."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -89,6 +89,12 @@ def check_lengths(prompts: Iterable[str], tokenizer: CLIPTokenizer) -> None:
                 f"the prompt {prompt!r} is longer than the {tokenizer.model_max_length} tokens that the model reads; "
                 f"it does not see {cut!r}"
             )
+
+
+def check_same(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Warns if pictures or prompts, each given as its name and digest, are not those that a state was trained on."""
+    if changed := sorted({name for name, _ in before.items() ^ now.items()}):
+        _warn(f"the state was trained on other {', '.join(changed)}; training goes on with those given now")
 
 
 def _warn(message: str) -> None:

@@ -12,7 +12,7 @@ from transformers import CLIPTokenizer
 
 from lightning_dreambooth import checks, priors
 from lightning_dreambooth.concepts import Concept, given_concepts
-from lightning_dreambooth.dataset import ConceptPictures, OrderedLoader, PairDataset, ShardedOrder, listed, views_of
+from lightning_dreambooth.dataset import OrderedLoader, PairDataset, ShardedOrder, digests, listed, views_of
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.latents import LatentCache, embeddings
 from lightning_dreambooth.model_files import ModelFiles
@@ -118,6 +118,7 @@ class DreamBoothData(pl.LightningDataModule):
         self.concepts_list = concepts_list
         self.checked = False
         self.resumed = (0, 0)
+        self.learned: dict[str, str] = {}  # from setup on
         self._check_values()
 
     def _check_values(self) -> None:
@@ -171,7 +172,8 @@ class DreamBoothData(pl.LightningDataModule):
         checks.check_concepts(self.concepts, self.with_prior, self.resolution_px)
         for concept in self.concepts if self.with_prior else []:
             priors.plan(concept, *self._class_images(concept), self.seed)
-        prompts = [picture.prompt for concept in self._pictures() for picture in (*concept.instances, *concept.classes)]
+        sets = listed(self.concepts, self.num_class_images * self.with_prior)
+        prompts = [picture.prompt for concept in sets for picture in (*concept.instances, *concept.classes)]
         prompts += [str(concept.class_prompt or "") for concept in self.concepts]
         checks.check_lengths([*prompts, *(request.prompt for request in self.requests)], self.tokenizer)
         self.checked = True
@@ -195,13 +197,7 @@ class DreamBoothData(pl.LightningDataModule):
 
     def _class_images(self, concept: Concept) -> tuple[int, Recipe]:
         recipe = Recipe(str(concept.class_prompt), *self.class_recipe, self.resolution_px, self.files.fingerprint)
-        return self._class_count(concept), recipe
-
-    def _class_count(self, concept: Concept) -> int:
-        return (concept.num_class_images or self.num_class_images) if self.with_prior else 0
-
-    def _pictures(self) -> list[ConceptPictures]:
-        return [listed(concept, self._class_count(concept)) for concept in self.concepts]
+        return concept.num_class_images or self.num_class_images, recipe
 
     def _precision(self) -> AbstractContextManager[Any]:
         """The trainer's precision, for what is computed outside its steps."""
@@ -214,7 +210,7 @@ class DreamBoothData(pl.LightningDataModule):
         with self._precision():
             for concept in self.concepts if self.with_prior else []:
                 priors.fill(concept, *self._class_images(concept), self.seed, lambda: self.model, self.class_batch_size)
-            sets = self._pictures()
+            sets = listed(self.concepts, self.num_class_images * self.with_prior)
             pictures = [picture for concept in sets for picture in concept.instances + concept.classes]
             prompts = sorted({"", *(picture.prompt for picture in pictures)})
             texts = tokenize(self.tokenizer, prompts)
@@ -230,6 +226,7 @@ class DreamBoothData(pl.LightningDataModule):
                 wanted = [(picture.path, view) for picture in pictures for view in views]
                 cache.fill(wanted, lambda pictures: self.model.encode(pictures.to(self.model.device)), ENCODE_BATCH)
         self.__dict__.pop("model", None)
+        self.learned = digests(sets)
         by_prompt = dict(zip(prompts, texts, strict=True))
         self.dataset = PairDataset(sets, by_prompt, views, self.resolution_px, self.caption_dropout, self.seed, cache)
 
@@ -241,14 +238,20 @@ class DreamBoothData(pl.LightningDataModule):
         return first_sample + (step - first_step) * per_step
 
     def state_dict(self) -> dict[str, Any]:
-        """What a state says of the data: how much of it was seen, and which weights training began from."""
+        """What a state says of the data: what is learned, how much of it was seen, and from which weights on."""
         trainer: Any = self.trainer
-        step = trainer.global_step
-        return {"base_model": self.files.fingerprint, "step": step, "samples": self.samples_seen(step)}
+        seen = {"step": trainer.global_step, "samples": self.samples_seen(trainer.global_step)}
+        return {"base_model": self.files.fingerprint, "learned": self.learned} | seen
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on with the first sample that was not seen."""
+        """Goes on with the first sample that was not seen.
+
+        Warns:
+            InputWarning: if other pictures or prompts are learned than before.
+        """
         self.resumed = (int(state["step"]), int(state["samples"]))
+        if self.learned:
+            checks.check_same(state.get("learned", self.learned), self.learned)  # earlier versions did not say
 
     def train_dataloader(self) -> OrderedLoader:
         """Micro-batches from where training stands to `max_steps`, as one long epoch."""

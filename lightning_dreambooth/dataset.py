@@ -1,5 +1,6 @@
 """Which pictures make which sample: pairs of instance and class rows as a pure function of the sample index."""
 
+import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_dreambooth import draws
 from lightning_dreambooth.concepts import Concept, Picture, class_pictures, instance_pictures
+from lightning_dreambooth.disk import sha256
 from lightning_dreambooth.latents import LatentCache, read_bytes
 from lightning_dreambooth.pictures import View
 
@@ -25,10 +27,25 @@ class ConceptPictures(NamedTuple):
     weight: int = 1
 
 
-def listed(concept: Concept, class_images: int) -> ConceptPictures:
-    """The pictures in a concept's folders, and of its class pictures the first so many."""
-    classes = class_pictures(concept)[0][:class_images] if class_images else []
-    return ConceptPictures(instance_pictures(concept)[0], classes, concept.weight)
+def listed(concepts: Sequence[Concept], class_images: int) -> list[ConceptPictures]:
+    """The pictures of each concept, with so many of its class unless it names a number itself; 0 is without a class."""
+    sets = []
+    for concept in concepts:
+        classes = class_pictures(concept)[0][: concept.num_class_images or class_images] if class_images else []
+        sets.append(ConceptPictures(instance_pictures(concept)[0], classes, concept.weight))
+    return sets
+
+
+def digests(concepts: Sequence[ConceptPictures]) -> dict[str, str]:
+    """What is learned, by name: SHA-256 of the pictures' contents and of their prompts, 16 hex digits each."""
+    found = {}
+    for number, concept in enumerate(concepts, start=1):
+        for half, pictures in {"instance": concept.instances, "class": concept.classes}.items():
+            contents, prompts = [sha256(picture.path) for picture in pictures], [picture.prompt for picture in pictures]
+            for name, words in {"pictures": contents, "prompts": prompts}.items():
+                digest = hashlib.sha256("\0".join(words).encode()).hexdigest()
+                found[f"{half} {name} of concept {number}"] = digest[:16]
+    return found
 
 
 class Row(NamedTuple):

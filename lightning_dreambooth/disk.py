@@ -1,9 +1,11 @@
-"""How files reach the disk: beside their target, flushed, renamed into place."""
+"""How files reach the disk: beside their target, flushed, renamed into place; and what is in them, as one word."""
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -74,6 +76,18 @@ def remove_parts(*folders: Path) -> None:
         if part.name.startswith(".old-") and not replaced_by.exists():
             part.replace(replaced_by)  # killed between two renames
         _remove(part)
+
+
+def sha256(file: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hex digits; a file is read again only if it was written to."""
+    about = file.stat()
+    return _sha256(file.absolute(), about.st_ino, about.st_size, about.st_mtime_ns)
+
+
+@cache
+def _sha256(file: Path, *version: int) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def check_room(folder: Path, needed_bytes: int) -> None:

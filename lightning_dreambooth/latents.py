@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
-from lightning_dreambooth.disk import replaced
+from lightning_dreambooth.disk import replaced, sha256
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.pictures import View, crop, read_picture, square_box
 from lightning_dreambooth.processes import alone, anyone, merged, rank, share, wait
@@ -62,7 +62,7 @@ class LatentCache:
     def key(self, path: Path, view: View) -> str:
         """Names an entry by all that decides it; views that cut the same square are one entry."""
         if path not in self.contents:
-            self.contents[path] = (hashlib.sha256(path.read_bytes()).hexdigest(), *read_picture(path).size)
+            self.contents[path] = (sha256(path), *read_picture(path).size)
         content, width, height = self.contents[path]
         box = square_box(width, height, view)
         about = f"{content} {box} {view.flip} {self.resolution_px} {self.encoder}"

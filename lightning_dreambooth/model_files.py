@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
+from lightning_dreambooth.disk import sha256
 from lightning_dreambooth.errors import InputError
 
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
@@ -149,11 +150,6 @@ class ModelFiles:
         return fingerprint(self._vae_file, self.vae_folder / "config.json")
 
 
-@lru_cache
 def fingerprint(*files: Path) -> str:
     """SHA-256 of weight files, 16 hex digits: the same weights give the same word wherever they lie."""
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()[:16]
+    return hashlib.sha256(b"".join(bytes.fromhex(sha256(file)) for file in files)).hexdigest()[:16]

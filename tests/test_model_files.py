@@ -33,6 +33,8 @@ def test_fingerprints_tell_weights_apart_and_know_them_again(tiny_sd: Path, tmp_
     (tmp_path / "other.safetensors").write_bytes(weights.read_bytes()[:-1] + b"\x7f")
     assert fingerprint(weights) == fingerprint(tmp_path / "same.safetensors")
     assert fingerprint(weights) != fingerprint(tmp_path / "other.safetensors")
+    (tmp_path / "same.safetensors").write_bytes((tmp_path / "other.safetensors").read_bytes())
+    assert fingerprint(tmp_path / "same.safetensors") == fingerprint(tmp_path / "other.safetensors")
 
 
 def test_an_unknown_prediction_type_is_refused(tiny_sd: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from lightning_dreambooth.callbacks import Samples
 from lightning_dreambooth.cli import DreamBoothCLI
 from lightning_dreambooth.dataset import Batch
 from lightning_dreambooth.diffusion import Loss
-from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.errors import InputError, InputWarning
 from lightning_dreambooth.module import DreamBooth
 from lightning_dreambooth.optimization import probe
 
@@ -230,6 +230,53 @@ def test_a_state_of_other_weights_is_refused(run: Run, complaint: Callable[..., 
     assert "resume with the model settings" in complaint(
         name="first", ckpt_path="last", model__train_text_encoder=False
     )
+
+
+def other_picture() -> None:
+    Image.new("RGB", (40, 40), "green").save("girl/01.png")
+
+
+def other_caption() -> None:
+    Path("girl/01.txt").write_text("a photo of sks girl with pink hair")
+
+
+def other_class_picture() -> None:
+    Image.new("RGB", (32, 32), "green").save("class/00001.png")
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (other_picture, "instance pictures of concept 1"),
+        (other_caption, "instance prompts of concept 1"),
+        (other_class_picture, "class pictures of concept 1"),
+    ],
+)
+def test_going_on_with_other_pictures_or_prompts_is_said(run: Run, change: Callable[[], None], what: str) -> None:
+    run(name="first", trainer__max_steps=1)
+    change()
+    with pytest.warns(InputWarning, match=f"the state was trained on other {what}; training goes on") as said:
+        resumed = run(name="first", trainer__max_steps=2, ckpt_path="last")
+    assert sum(warning.category is InputWarning for warning in said) == 1
+    assert resumed.trainer.global_step == 2
+    run(name="first", trainer__max_steps=3, ckpt_path="last")  # on those that the newest state was trained on: silent
+
+
+def test_pictures_that_only_moved_are_the_same(run: Run) -> None:
+    run(name="first", trainer__max_steps=1)
+    Path("girl").rename("moved")
+    for path in sorted(Path("moved").iterdir()):
+        path.rename(path.with_name(f"girl-{path.name}"))
+    run(name="first", trainer__max_steps=2, ckpt_path="last", data__instance_data_dir="moved")
+
+
+def test_a_state_that_does_not_say_what_it_was_trained_on_is_gone_on_from(run: Run) -> None:
+    path = run(name="first", trainer__max_steps=1).folder / "states/step-000001.ckpt"
+    state = torch.load(path, weights_only=True)
+    del state["DreamBoothData"]["learned"]
+    torch.save(state, path)
+    other_picture()
+    assert run(name="first", trainer__max_steps=2, ckpt_path="last").trainer.global_step == 2
 
 
 def test_the_average_is_what_is_exported_and_drawn(run: Run) -> None:
