@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from secrets import token_hex
 
 from safetensors import SafetensorError
 
 from lightning_dreambooth.errors import InputError, TrainingError
 
-PART = ".{}.part"  # name of a file or folder while it is written
+PART = ".{}.{}.part"  # name of a file or folder while it is written; the random word is its writer's alone
+OLD = ".{}.old.part"  # name of a folder while another one takes its place
 
 
 def flush(path: Path) -> None:
@@ -31,9 +33,8 @@ def replaced(target: Path) -> Iterator[Path]:
     Raises:
         TrainingError: if the disk refuses; whatever was at `target` is then still there.
     """
-    beside = target.with_name(PART.format(target.name))
+    beside = target.with_name(PART.format(target.name, token_hex(4)))
     try:
-        _remove(beside)
         target.parent.mkdir(parents=True, exist_ok=True)
         yield beside
         for path in (beside, *beside.rglob("*")):
@@ -46,7 +47,7 @@ def replaced(target: Path) -> Iterator[Path]:
 
 
 def _put_into_place(beside: Path, target: Path) -> None:
-    aside = target.with_name(PART.format(f"old-{target.name}"))
+    aside = target.with_name(OLD.format(target.name))
     _remove(aside)
     if target.is_dir():  # a folder is not replaced by a rename, as a file is
         target.replace(aside)
@@ -70,12 +71,19 @@ def _refusal(target: Path, beside: Path, error: Exception) -> str:
 
 
 def remove_parts(*folders: Path) -> None:
-    """Removes what a killed run has left half written directly in these folders."""
-    for part in [part for folder in folders for part in folder.glob(PART.format("*"))]:
-        replaced_by = part.with_name(part.name.removeprefix(".old-").removesuffix(".part"))
-        if part.name.startswith(".old-") and not replaced_by.exists():
-            part.replace(replaced_by)  # killed between two renames
-        _remove(part)
+    """Removes what killed runs have left half written directly in these folders.
+
+    Only for the process that owns them by their lock, before any other of its run writes there. What an orphan of a
+    killed run still writes is removed with the rest: it then ends, or writes under a name that is nobody else's.
+    """
+    for folder in folders:
+        for old in folder.glob(OLD.format("*")):
+            target = old.with_name(old.name[1:].removesuffix(".old.part"))
+            if not target.exists():
+                old.replace(target)  # killed between two renames
+            _remove(old)
+        for part in folder.glob(PART.format("*", "*")):
+            _remove(part)
 
 
 def sha256(file: Path) -> str:

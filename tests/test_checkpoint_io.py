@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lightning_dreambooth.checkpoint_io import AtomicCheckpointIO
-from lightning_dreambooth.disk import replaced
-from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.disk import OLD, remove_parts, replaced
+from lightning_dreambooth.errors import InputError, TrainingError
 
 
 def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
@@ -39,6 +39,27 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, folder: bool) 
         fail()
     assert (target / "inside" if folder else target).read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    target = tmp_path / "state"
+    with replaced(target) as mine:
+        mine.write_text("mine")
+        with replaced(target) as orphans:
+            orphans.write_text("the orphan's")
+        assert target.read_text() == "the orphan's"
+    assert target.read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_who_owns_a_folder_removes_what_others_have_left_half_written(tmp_path: Path) -> None:
+    orphan = replaced(tmp_path / "state.ckpt")
+    orphan.__enter__().write_text("half")
+    (tmp_path / OLD.format("step-000004")).mkdir()  # killed between two renames
+    remove_parts(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000004"]
+    with pytest.raises(TrainingError, match="could not be written"):
+        orphan.__exit__(None, None, None)
 
 
 def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:

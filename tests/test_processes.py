@@ -1,6 +1,7 @@
 """Two processes do the work of one."""
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_interruption import until
 from test_kill import WORDS
 
 # Two means of two rows are not summed in the order of one mean of four, and Adam's first steps turn a rounding error in
@@ -99,6 +101,21 @@ def test_a_run_goes_on_with_the_next_sample_when_the_batch_size_changes(folder: 
     alone(folder, *words("run", 4, trainer__limit_train_batches=2))
     alone(folder, *words("run", 2, ckpt_path="last"))
     assert numbers(folder, "run") == [[8, 9], [10, 11]]
+
+
+@pytest.mark.slow
+def test_an_orphan_of_a_killed_run_does_not_disturb_the_next_one(folder: Path) -> None:
+    many = {"data__num_class_images": 40, "data__class_steps": 10, "data__class_batch_size": 1}
+    drawing = words("run", 2, ckpt_path="last", **many)
+    first, orphan = forked.together(folder, drawing)
+    until(first, lambda: len([*(folder / "class").glob("*.png")]) > 4)
+    first.send(signal.SIGKILL)
+    together(folder, *drawing)
+    assert orphan.wait() == 1, orphan.said()
+    assert len(files(folder / "class")) == 40
+    for name in files(folder / "class"):
+        Image.open(folder / "class" / name).load()
+    assert not list(folder.rglob(".*.part"))
 
 
 def test_two_processes_draw_the_pictures_of_one(folder: Path) -> None:
