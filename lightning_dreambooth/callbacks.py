@@ -131,6 +131,10 @@ class Samples(Callback):
         grid = tile(drawn, columns=len(self.seeds), labels=prompts)
         show(trainer, "samples", grid, self._file(trainer))
 
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Learns from the first process where all of them write."""
+        self.folder = Path(trainer.strategy.broadcast(run_folder(trainer)))
+
     def on_predict_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Tensor, batch: list[Request], batch_idx: int,
         dataloader_idx: int = 0,
@@ -141,16 +145,16 @@ class Samples(Callback):
         first = sum(len(earlier) for earlier in data.request_batches[:number])
         for place, (image, request) in enumerate(zip(outputs.float().cpu(), batch, strict=True), start=first):
             about = request._asdict() | {"model": pl_module.pretrained}
-            write_png(to_pil_image(image), run_folder(trainer) / picture_name(place, request), about)
+            write_png(to_pil_image(image), self.folder / picture_name(place, request), about)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Tiles all pictures, a row per prompt."""
         wait()
         if trainer.is_global_zero:
             requests = trainer.datamodule.requests  # type: ignore[attr-defined]
-            drawn = [read_picture(run_folder(trainer) / picture_name(i, each)) for i, each in enumerate(requests)]
+            drawn = [read_picture(self.folder / picture_name(i, each)) for i, each in enumerate(requests)]
             grid = tile(drawn, columns=len(self.seeds), labels=self.prompts or ())
-            write_png(grid, run_folder(trainer) / "grid.png", {})
+            write_png(grid, self.folder / "grid.png", {})
 
 
 def picture_name(place: int, request: Request) -> str:

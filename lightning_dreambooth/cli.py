@@ -1,10 +1,10 @@
 """The front door: `python -m lightning_dreambooth fit | predict`."""
 
 import importlib
-import itertools
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
-from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 from torch.optim import Optimizer
 
@@ -24,7 +23,8 @@ from lightning_dreambooth.data import DreamBoothData
 from lightning_dreambooth.errors import InputError, Stopped, TrainingError
 from lightning_dreambooth.interruption import SIGNALS, Interruption
 from lightning_dreambooth.module import DreamBooth
-from lightning_dreambooth.states import RUNS, check_base, find_state, newest_first, read_state
+from lightning_dreambooth.runs import RUNS, default_name, is_first, take_folder
+from lightning_dreambooth.states import check_base, find_state, newest_first, read_state
 from lightning_dreambooth.watch import Watch
 
 PROG = "python -m lightning_dreambooth"
@@ -45,9 +45,16 @@ TRAINER_DEFAULTS = {
 class DreamBoothCLI(LightningCLI):
     """LightningCLI with the sections `model`, `data`, `trainer`, `checkpoint`, `samples`, and a name for the run."""
 
+    folder = RUNS  # until the run has a name
+
     def __init__(self, interruption: Interruption, *args: Any, **kwargs: Any) -> None:
         self.interruption = interruption
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        finally:
+            for folder in (self.folder, RUNS) if is_first() else ():
+                with suppress(OSError):  # it is not empty, as that of a run that has written something
+                    folder.rmdir()
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -59,7 +66,8 @@ class DreamBoothCLI(LightningCLI):
         """Adds our sections, and links each value that two sections need, so that it is given once."""
         parser.add_argument(
             "--name", type=str | None, default=None,
-            help="Name of the run; everything it writes lies in checkpoints/<name>. (default: the config's name)",
+            help="Name of the run; everything it writes lies in checkpoints/<name>. With predict and --ckpt_path last, "
+            "the run whose state draws. (default: the config's name; that of pictures is predict)",
         )  # fmt: skip
         parser.add_lightning_class_args(Samples, "samples")
         parser.add_lightning_class_args(Keep, "checkpoint")  # last: a state says that all else of its step is there
@@ -96,13 +104,15 @@ class DreamBoothCLI(LightningCLI):
             self.purge_step, self.trained_from = state["global_step"] + 1, state["DreamBoothData"].get("base_model")
         if self.subcommand == "predict":
             if begins:
-                raise InputError(f"there is no state in {RUNS / (config.name or default)}; leave out --ckpt_path")
-            self.folder = run_folder(config.name, "predict", None)
+                whose = RUNS / (config.name or default)
+                raise InputError(f"there is no state in {whose}; name another run, or leave out --ckpt_path")
+            # With `last`, the name has said whose state draws, and is taken.
+            self.folder = take_folder(None if config.ckpt_path == "last" else config.name, "predict", None)
         elif begins:
             self.folder = RUNS / (config.name or default)
             print(f"{self.folder} has no state yet: it begins at step 0", file=sys.stderr)
         else:
-            self.folder = run_folder(config.name, default, self.state_path)
+            self.folder = take_folder(config.name, default, self.state_path)
         config.ckpt_path = None if self.state_path is None else str(self.state_path)
         config.weights_only = True
 
@@ -212,33 +222,6 @@ def check_optimizer(given: Any) -> None:
         raise InputError(f"model.optimizer is {path}, which is no torch.optim.Optimizer")
 
 
-def default_name(configs: list[Path]) -> str:
-    """The last config's name; that of its folder if it is the `config.yaml` of a run."""
-    if not configs:
-        return "dreambooth"
-    return configs[-1].resolve().parent.name if configs[-1].name == "config.yaml" else configs[-1].stem
-
-
-def run_folder(name: str | None, default: str, resumed: Path | None) -> Path:
-    """Where a run writes: where the resumed state lies, in a folder of the given name, or of a free one.
-
-    Raises:
-        InputError: if the given name is taken by another run.
-    """
-    if resumed:
-        run = resumed.resolve().parent.parent
-        if run.parent == RUNS.resolve() and name in (None, run.name):
-            return RUNS / run.name
-    if name is None:
-        free = (RUNS / (default if number == 1 else f"{default}-{number}") for number in itertools.count(1))
-        return next(folder for folder in free if not folder.exists())
-    if (RUNS / name).exists():
-        raise InputError(
-            f"{RUNS / name} is taken by another run; choose another name, or add --ckpt_path last to go on"
-        )
-    return RUNS / name
-
-
 def with_example(args: list[str]) -> list[str]:
     """`fit` without a config and without model or data flags learns the bundled character."""
     own = ("-c", "--config", "--model", "--data", "-h", "--help", "--print_config")
@@ -274,10 +257,8 @@ def main(args: list[str] | None = None) -> DreamBoothCLI:
     except (TrainingError, OSError) as error:
         sys.exit(_complain(error, 1))
     except Stopped as stopped:
-        code = _complain(stopped, 128 + stopped.number)
         # A launcher that sees one process fail kills all others, so of those that agreed only the first one does.
-        first = getattr(rank_zero_only, "rank", 0) == 0
-        sys.exit(code if first or not stopped.agreed else 0)
+        sys.exit(0 if stopped.agreed and not is_first() else _complain(stopped, 128 + stopped.number))
     finally:
         for number, handler in zip(SIGNALS, before, strict=True):
             signal.signal(number, handler)

@@ -8,8 +8,8 @@ from typing import Any
 
 from lightning_dreambooth.checkpoint_io import AtomicCheckpointIO, is_whole
 from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.runs import RUNS
 
-RUNS = Path("checkpoints")
 STATES = "states"
 HOOKS = ("_instantiator", "_class_path")  # by which Lightning lets a state name code that is run (CVE-2026-58659)
 PARTS = {

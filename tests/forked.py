@@ -67,9 +67,12 @@ def _main(folder: Path, words: list[str], environment: dict[str, str], output: s
     os.dup2(file, 2)
     os.chdir(folder)
     os.environ |= {"OMP_NUM_THREADS": "1", "JSONARGPARSE_DEPRECATION_WARNINGS": "off"} | environment
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # for processes that this one starts
+    here = Path(__file__).parent
+    os.environ["PYTHONPATH"] = f"{here}{os.pathsep}{here.parent}"  # for processes that this one starts
     import torch
+    from pytorch_lightning.utilities import rank_zero_only
 
     torch.set_num_threads(1)
+    rank_zero_only.rank = int(environment.get("RANK", 0))  # which Lightning reads when it is imported: too early here
     sys.argv = ["lightning_dreambooth", *words]
     runpy.run_module("lightning_dreambooth", run_name="__main__", alter_sys=True)

@@ -1,6 +1,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from lightning_dreambooth import cli
 from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.runs import take_folder
 from lightning_dreambooth.states import find_state
 
 
@@ -130,6 +132,15 @@ def test_a_name_is_made_from_the_config_and_never_taken_twice(run: Run, here: Pa
     assert folders == [Path("checkpoints/mine"), Path("checkpoints/mine-2")]
 
 
+def test_runs_that_begin_at_the_same_moment_have_folders_of_their_own(here: Path) -> None:
+    with ThreadPoolExecutor(16) as at_once:
+        folders = list(at_once.map(lambda _: take_folder(None, "mine", None), range(16)))
+    assert {folder.name for folder in folders} == {"mine", *(f"mine-{number}" for number in range(2, 17))}
+    with ThreadPoolExecutor(16) as at_once:
+        named = [at_once.submit(take_folder, "named", "mine", None) for _ in range(16)]
+    assert sum(begun.exception() is None for begun in named) == 1
+
+
 def test_a_given_name_that_is_taken_is_refused_and_nothing_is_overwritten(run: Run, complaint: Complaint) -> None:
     run(name="first")
     before = {path: path.stat().st_mtime_ns for path in Path("checkpoints/first").rglob("*")}
@@ -193,6 +204,19 @@ def test_predict_draws_a_checkpoint_with_its_saved_config(run: Run, monkeypatch:
     assert from_export.folder == Path("checkpoints/again")
 
 
+def test_predict_draws_the_last_state_of_the_named_run_into_a_folder_of_its_own(run: Run) -> None:
+    first = run(name="first", trainer__max_steps=2, checkpoint__dtype="float32")
+    before = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")}
+    asked = {"samples__prompts": "a boy", "name": "first", "ckpt_path": "last"}
+    folders = [run("predict", **asked).folder for _ in range(2)]
+    assert folders == [Path("checkpoints/predict"), Path("checkpoints/predict-2")]
+    assert {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")} == before
+    export = run("predict", samples__prompts="a boy", model__pretrained=first.folder / "exports/step-000002").folder
+    pictures = [pil_to_tensor(opened(folder / "grid.png")).int() for folder in (*folders, export)]
+    assert torch.equal(pictures[0], pictures[1])
+    assert (pictures[0] - pictures[2]).abs().max() <= 1
+
+
 def test_predict_reads_prompts_from_a_file(run: Run) -> None:
     Path("prompts.txt").write_text("a girl\n\na boy\n")
     drawn = run("predict", samples__prompts_file="prompts.txt").folder
@@ -253,6 +277,7 @@ def test_wrong_input_ends_in_one_line_and_changes_nothing(
 
 def test_predict_without_prompts_is_refused(complaint: Complaint) -> None:
     assert "nothing to draw: give samples.prompts" in complaint("predict")
+    assert not Path("checkpoints").exists()
 
 
 def test_one_class_folder_for_two_class_prompts_is_refused(complaint: Complaint) -> None:

@@ -33,23 +33,26 @@ MAY_IMPORT = {
     },
     "export": {"data", "disk", "module"},
     "checkpoint_io": {"disk", "errors"},
-    "states": {"checkpoint_io", "errors"},
+    "runs": {"errors"},
+    "states": {"checkpoint_io", "errors", "runs"},
     "watch": {"dataset", "errors", "module", "optimization"},
     "interruption": {"errors", "watch"},
     "callbacks": {
         "data", "disk", "errors", "export", "module", "pictures", "processes", "sampling", "states", "watch",
     },
-    "cli": {"callbacks", "checkpoint_io", "data", "errors", "interruption", "module", "states", "watch"},
+    "cli": {"callbacks", "checkpoint_io", "data", "errors", "interruption", "module", "runs", "states", "watch"},
     "__init__": set(),
     "__main__": {"cli", "errors"},
 }  # fmt: skip
 ONLY_IN = {
-    "pytorch_lightning": {"data", "module", "watch", "interruption", "callbacks", "checkpoint_io", "cli", "__main__"},
+    "pytorch_lightning": {
+        "data", "module", "watch", "interruption", "callbacks", "checkpoint_io", "runs", "cli", "__main__",
+    },
     "huggingface_hub": {"model_files"},
     "diffusers": {"stable_diffusion", "sampling"},
     "transformers": {"stable_diffusion", "checks", "data"},
     "jsonargparse": {"cli"},
-}
+}  # fmt: skip
 
 
 def imports(module: str) -> set[str]:

@@ -121,11 +121,31 @@ def test_an_orphan_of_a_killed_run_does_not_disturb_the_next_one(folder: Path) -
 def test_two_processes_draw_the_pictures_of_one(folder: Path) -> None:
     asked = ["predict", "--model.pretrained=tiny", "--samples.prompts=[a girl, a boy]", "--samples.num_images=2",
              "--samples.steps=2", "--trainer.accelerator=cpu", "--samples.batch_size=1"]  # fmt: skip
-    together(folder, *asked, "--name=two")
-    alone(folder, *asked, "--name=one")
-    one, two = (files(folder / "checkpoints" / name) for name in ("one", "two"))
+    alone(folder, *asked)
+    (folder / "checkpoints/predict-2").mkdir()  # another run has just begun
+    together(folder, *asked)
+    one, two = (files(folder / "checkpoints" / name) for name in ("predict", "predict-3"))
     assert len(one) == 5
     assert one == two
+
+
+def test_fewer_batches_than_processes_are_refused(folder: Path) -> None:
+    asked = ["predict", "--model.pretrained=tiny", "--samples.prompts=a girl", "--samples.num_images=2"]
+    runs = forked.together(folder, [*asked, "--trainer.accelerator=cpu"])
+    assert [run.wait() for run in runs] == [2, 2]
+    for run in runs:
+        complaints = [line for line in run.said().splitlines() if "error:" in line]
+        assert len(complaints) == 1
+        assert "1 batches are too few for 2 processes; lower samples.batch_size" in complaints[0]
+    assert not (folder / "checkpoints").exists()
+
+
+def test_two_runs_begun_at_the_same_moment_both_end_well(folder: Path) -> None:
+    runs = [forked.start(folder, ["fit", *WORDS], output=f"output-{number}") for number in (1, 2)]
+    assert [run.wait() for run in runs] == [0, 0], [run.said() for run in runs]
+    for name in ("dreambooth", "dreambooth-2"):
+        assert (folder / "checkpoints" / name / "states/step-000006.ckpt").is_file()
+        assert len(losses(folder, name)) == 6
 
 
 def test_lightnings_own_launcher_starts_the_second_process(folder: Path) -> None:
