@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from lightning_dreambooth.concepts import Concept, class_pictures, instance_pictures
+from lightning_dreambooth.concepts import Concept, class_pictures, held_out_pictures, instance_pictures
 from lightning_dreambooth.errors import InputError, InputWarning
 from lightning_dreambooth.pictures import near_identical, read_picture
 from lightning_dreambooth.stable_diffusion import cut_off
@@ -64,9 +64,10 @@ def check_concept(concept: Concept, needs_class: bool, resolution_px: int) -> No
     if skipped:
         _warn(f"{concept.instance_data_dir}: skipped {skipped} files that are no pictures")
     _look_at([picture.path for picture in pictures], resolution_px)
-    if needs_class:
-        for picture in class_pictures(concept)[0]:
-            read_picture(picture.path)
+    if concept.held_out_dir and not held_out_pictures(concept):
+        raise InputError(f"{concept.held_out_dir} is held_out_dir and holds no pictures; put some there")
+    for picture in held_out_pictures(concept) + (class_pictures(concept)[0] if needs_class else []):
+        read_picture(picture.path)
 
 
 def _look_at(paths: list[Path], resolution_px: int) -> None:

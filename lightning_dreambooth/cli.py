@@ -1,4 +1,4 @@
-"""The front door: `python -m lightning_dreambooth fit | predict`."""
+"""The front door: `python -m lightning_dreambooth fit | validate | predict`."""
 
 import importlib
 import signal
@@ -17,14 +17,17 @@ from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 from torch.optim import Optimizer
 
-from lightning_dreambooth.callbacks import EXPORTS, SAMPLES, Keep, Samples
 from lightning_dreambooth.checkpoint_io import AtomicCheckpointIO
 from lightning_dreambooth.data import DreamBoothData
 from lightning_dreambooth.errors import InputError, Stopped, TrainingError
 from lightning_dreambooth.interruption import SIGNALS, Interruption
+from lightning_dreambooth.keep import EXPORTS, Keep, best_first
 from lightning_dreambooth.module import DreamBooth
+from lightning_dreambooth.report import choice, figures_table, share_of_training
 from lightning_dreambooth.runs import RUNS, default_name, is_first, take_folder
-from lightning_dreambooth.states import check_base, find_state, newest_first, read_state
+from lightning_dreambooth.samples import SAMPLES, Samples
+from lightning_dreambooth.states import check_base, find_state, read_state
+from lightning_dreambooth.validation import TABLE, VALIDATION, Fidelity
 from lightning_dreambooth.watch import Watch
 
 PROG = "python -m lightning_dreambooth"
@@ -39,11 +42,15 @@ TRAINER_DEFAULTS = {
     "log_every_n_steps": 10,
     "max_epochs": 1,  # one long epoch; max_steps is the length of a run
     "use_distributed_sampler": False,  # ShardedOrder does it
+    # Fidelity measures after a step and before its state is saved, also at the last one and not when a signal came;
+    # Lightning would do so after the state, and nothing at the last step. There is no second epoch.
+    "check_val_every_n_epoch": 2,
+    "num_sanity_val_steps": 0,
 }
 
 
 class DreamBoothCLI(LightningCLI):
-    """LightningCLI with the sections `model`, `data`, `trainer`, `checkpoint`, `samples`, and a name for the run."""
+    """LightningCLI with sections `model`, `data`, `trainer`, `samples`, `fidelity`, `checkpoint`, and a name."""
 
     folder = RUNS  # until the run has a name
 
@@ -58,18 +65,19 @@ class DreamBoothCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The verbs that train or sample."""
+        """The verbs that train, measure or sample."""
         every = LightningCLI.subcommands()
-        return {verb: every[verb] for verb in ("fit", "predict")}
+        return {verb: every[verb] for verb in ("fit", "validate", "predict")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds our sections, and links each value that two sections need, so that it is given once."""
         parser.add_argument(
             "--name", type=str | None, default=None,
-            help="Name of the run; everything it writes lies in checkpoints/<name>. With predict and --ckpt_path last, "
-            "the run whose state draws. (default: the config's name; that of pictures is predict)",
+            help="Name of the run; everything it writes lies in checkpoints/<name>. With --ckpt_path last, validate "
+            "and predict take it for the run whose state draws. (default: the config's name, or the verb)",
         )  # fmt: skip
         parser.add_lightning_class_args(Samples, "samples")
+        parser.add_lightning_class_args(Fidelity, "fidelity")
         parser.add_lightning_class_args(Keep, "checkpoint")  # last: a state says that all else of its step is there
         for key in ("pretrained", "vae", "revision", "variant", "prior_weight", "train_text_encoder"):
             parser.link_arguments(f"model.{key}", f"data.{key}")
@@ -79,6 +87,8 @@ class DreamBoothCLI(LightningCLI):
         parser.link_arguments(
             "samples", "data.requests", lambda samples: samples.requests(samples.prompts or []), apply_on="instantiate"
         )
+
+        parser.link_arguments("fidelity", "data.protocol", lambda fidelity: fidelity.protocol, apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the given words, or the example's config."""
@@ -102,12 +112,12 @@ class DreamBoothCLI(LightningCLI):
         if self.state_path is not None:
             state = read_state(self.state_path)
             self.purge_step, self.trained_from = state["global_step"] + 1, state["DreamBoothData"].get("base_model")
-        if self.subcommand == "predict":
+        if self.subcommand != "fit":
             if begins:
                 whose = RUNS / (config.name or default)
                 raise InputError(f"there is no state in {whose}; name another run, or leave out --ckpt_path")
             # With `last`, the name has said whose state draws, and is taken.
-            self.folder = take_folder(None if config.ckpt_path == "last" else config.name, "predict", None)
+            self.folder = take_folder(None if config.ckpt_path == "last" else config.name, str(self.subcommand), None)
         elif begins:
             self.folder = RUNS / (config.name or default)
             print(f"{self.folder} has no state yet: it begins at step 0", file=sys.stderr)
@@ -125,7 +135,7 @@ class DreamBoothCLI(LightningCLI):
         first = [Watch(), self.interruption]
         kwargs["callbacks"] = [*first, *(callbacks if isinstance(callbacks, list) else [callbacks])]
         kwargs["plugins"] = [*(given.get("plugins") or []), AtomicCheckpointIO()]
-        if self.subcommand == "predict":
+        if self.subcommand != "fit":
             kwargs["logger"] = False
         elif given.get("logger") in (None, True):
             options: dict[str, Any] = {"name": self.folder.name, "version": "", "default_hp_metric": False}
@@ -151,15 +161,32 @@ class DreamBoothCLI(LightningCLI):
             )
         self._check_base()
         self.datamodule.check()
+        self.fidelity.check(self.datamodule)
         self.began = time.monotonic()
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """The section of that name."""
+        return self._get(self.config_init, "fidelity")
+
+    def before_validate(self) -> None:
+        """Checks what is to be measured."""
+        self._check_base()
+        if self.fidelity.protocol is None:
+            raise InputError("nothing to measure with: give fidelity.clip_model or fidelity.dino")
+        self.datamodule.check(training=False)
+        self.fidelity.check(self.datamodule)
+        self._check_shares(len(self.datamodule.probe_batches), "fidelity.batch_size")
 
     def before_predict(self) -> None:
         """Checks what is to be drawn."""
         self._check_base()
         self.datamodule.check_requests()
-        batches, processes = len(self.datamodule.request_batches), self.trainer.world_size
-        if batches < processes:
-            raise InputError(f"{batches} batches are too few for {processes} processes; lower samples.batch_size")
+        self._check_shares(len(self.datamodule.request_batches), "samples.batch_size")
+
+    def _check_shares(self, batches: int, knob: str) -> None:
+        if batches < self.trainer.world_size:
+            raise InputError(f"{batches} batches are too few for {self.trainer.world_size} processes; lower {knob}")
 
     def _check_base(self) -> None:
         if self.state_path is not None:
@@ -185,11 +212,21 @@ class DreamBoothCLI(LightningCLI):
             return
         minutes, seconds = divmod(round(time.monotonic() - self.began), 60)
         moved = ", ".join(f"{name} moved {float(by):.2%}" for name, by in self.model.relative_changes().items())
-        newest = newest_first(self.folder / EXPORTS)[0]
+        if said := choice(self.fidelity.history):
+            trained = self.datamodule.samples_seen(steps) * (1 + self.datamodule.with_prior)
+            print(f"{self.folder.name}: {said}; measuring took {share_of_training(self.fidelity.evaluations, trained)}")
+        export = best_first(self.folder / EXPORTS)[0]
         print(
             f"{self.folder.name}: {steps} steps in {minutes} min {seconds} s, last loss {float(loss):.4f}, {moved}; "
-            f"pictures in {self.folder / SAMPLES}, log: tensorboard --logdir {RUNS}, pipeline in {newest}"
+            f"pictures in {self.folder / SAMPLES}, log: tensorboard --logdir {RUNS}, pipeline in {export}"
         )
+
+    def after_validate(self) -> None:
+        """Shows the figures, and says where they lie."""
+        if self.trainer.is_global_zero:
+            judge = self.fidelity.judge
+            print(figures_table(self.fidelity.history[-1], judge.before, judge.ceiling))
+            print(f"{self.folder.name}: figures in {self.folder / TABLE}, pictures in {self.folder / VALIDATION}")
 
     def after_predict(self) -> None:
         """Says where the pictures lie."""

@@ -21,6 +21,7 @@ class Concept:
         identifier: The rare word that stands for the subject or style.
         num_class_images: How many class pictures this concept trains on, if other than the rest.
         weight: How many of every `sum of weights` samples come from this concept.
+        held_out_dir: Folder of further instance pictures, never trained on; their loss tells learning from copying.
     """
 
     instance_prompt: str
@@ -30,6 +31,7 @@ class Concept:
     identifier: str | None = None
     num_class_images: int | None = None
     weight: int = 1
+    held_out_dir: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,11 @@ def class_pictures(concept: Concept) -> tuple[list[Picture], int]:
     if not Path(str(concept.class_data_dir)).is_dir():
         return [], 0
     return _pictures(str(concept.class_data_dir), str(concept.class_prompt))
+
+
+def held_out_pictures(concept: Concept) -> list[Picture]:
+    """The instance pictures that are kept back, none if there is no folder of them."""
+    return _pictures(concept.held_out_dir, concept.instance_prompt)[0] if concept.held_out_dir else []
 
 
 def _pictures(folder: str, prompt: str) -> tuple[list[Picture], int]:

@@ -1,7 +1,7 @@
 """Concepts to batches, as a LightningDataModule: class images, caches, loaders, and how much of it was seen."""
 
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,8 @@ from lightning_dreambooth.latents import LatentCache, embeddings
 from lightning_dreambooth.model_files import ModelFiles
 from lightning_dreambooth.priors import Recipe
 from lightning_dreambooth.processes import count, let_go, rank, share
+from lightning_dreambooth.protocol import Probe, Protocol
+from lightning_dreambooth.references import fill_references
 from lightning_dreambooth.sampling import Request, Sampler, batches, check_request
 from lightning_dreambooth.stable_diffusion import StableDiffusion, load_tokenizer, tokenize
 
@@ -33,7 +35,8 @@ class DreamBoothData(pl.LightningDataModule):
         class_prompt: Prompt of the class pictures.
         class_data_dir: Folder of the class pictures; filled with generated ones up to num_class_images.
         identifier: The rare word in the instance prompt that stands for the subject or style.
-        concepts_list: JSON file with several concepts, in place of the five arguments above.
+        held_out_dir: Folder of further instance pictures that are only measured.
+        concepts_list: JSON file with several concepts, in place of the six arguments above.
         num_class_images: Class pictures per concept.
         resolution: Side in px of the squares that are trained on and drawn; null takes the model's own.
         batch_size: Samples per step and process; with the prior on, each sample is an instance and a class row.
@@ -57,6 +60,7 @@ class DreamBoothData(pl.LightningDataModule):
         seed: Linked to seed_everything.
         requests: The pictures that `predict` draws; linked to `samples`.
         sample_batch_size: Linked to samples.batch_size.
+        protocol: What is drawn to be measured; linked to `fidelity`.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class DreamBoothData(pl.LightningDataModule):
         class_prompt: str | None = None,
         class_data_dir: str | None = None,
         identifier: str | None = None,
+        held_out_dir: str | None = None,
         concepts_list: str | None = None,
         num_class_images: int = 200,
         resolution: int | None = None,
@@ -90,10 +95,11 @@ class DreamBoothData(pl.LightningDataModule):
         seed: int = 0,
         requests: list[Request] | None = None,
         sample_batch_size: int = 4,
+        protocol: Protocol | None = None,
     ) -> None:
         super().__init__()
         linked = ["pretrained", "vae", "revision", "variant", "prior_weight", "train_text_encoder", "seed", "requests"]
-        self.save_hyperparameters(ignore=[*linked, "sample_batch_size"])
+        self.save_hyperparameters(ignore=[*linked, "sample_batch_size", "protocol"])
         self.num_class_images = num_class_images
         self.resolution = resolution
         self.batch_size = batch_size
@@ -111,9 +117,11 @@ class DreamBoothData(pl.LightningDataModule):
         self.seed = seed
         self.requests = requests or []
         self.sample_batch_size = sample_batch_size
+        self.protocol = protocol
         self.flags = {
             "instance_prompt": instance_prompt, "instance_data_dir": instance_data_dir,
             "class_prompt": class_prompt, "class_data_dir": class_data_dir, "identifier": identifier,
+            "held_out_dir": held_out_dir,
         }  # fmt: skip
         self.concepts_list = concepts_list
         self.checked = False
@@ -144,8 +152,11 @@ class DreamBoothData(pl.LightningDataModule):
     @cached_property
     def model(self) -> StableDiffusion:
         """The original weights, loaded when first asked for and given away again at the end of `setup`."""
+        return self._load(self.files)
+
+    def _load(self, files: ModelFiles) -> StableDiffusion:
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        return StableDiffusion.load(self.files.folder, self.files.vae_folder, self.files.variant).to(device)
+        return StableDiffusion.load(files.folder, files.vae_folder, files.variant).to(device)
 
     @property
     def with_prior(self) -> bool:
@@ -157,8 +168,8 @@ class DreamBoothData(pl.LightningDataModule):
         """The model's tokenizer."""
         return load_tokenizer(self.files.folder)
 
-    def check(self) -> None:
-        """Looks at everything that `fit` will read, before a model is loaded; only the first call does.
+    def check(self, training: bool = True) -> None:
+        """Looks at everything that `fit` or `validate` will read, before a model is loaded; only the first call does.
 
         Raises:
             InputError: if pictures, prompts, sizes or class images cannot be trained on.
@@ -169,13 +180,15 @@ class DreamBoothData(pl.LightningDataModule):
         if self.checked:
             return
         checks.check_resolution(self.resolution_px, self.files.vae_factor)
-        checks.check_concepts(self.concepts, self.with_prior, self.resolution_px)
-        for concept in self.concepts if self.with_prior else []:
+        needs_class = self.with_prior and training
+        checks.check_concepts(self.concepts, needs_class, self.resolution_px)
+        for concept in self.concepts if needs_class else []:
             priors.plan(concept, *self._class_images(concept), self.seed)
-        sets = listed(self.concepts, self.num_class_images * self.with_prior)
+        sets = listed(self.concepts, self.num_class_images * needs_class)
         prompts = [picture.prompt for concept in sets for picture in (*concept.instances, *concept.classes)]
         prompts += [str(concept.class_prompt or "") for concept in self.concepts]
-        checks.check_lengths([*prompts, *(request.prompt for request in self.requests)], self.tokenizer)
+        drawn = [*self.requests, *(probe.request for probe in self.probes)]
+        checks.check_lengths([*prompts, *(request.prompt for request in drawn)], self.tokenizer)
         self.checked = True
 
     def check_requests(self) -> None:
@@ -193,7 +206,7 @@ class DreamBoothData(pl.LightningDataModule):
         if self.trainer and self.trainer.predicting:
             self.check_requests()
         else:
-            self.check()
+            self.check(training=not (self.trainer and self.trainer.validating))
 
     def _class_images(self, concept: Concept) -> tuple[int, Recipe]:
         recipe = Recipe(str(concept.class_prompt), *self.class_recipe, self.resolution_px, self.files.fingerprint)
@@ -203,32 +216,66 @@ class DreamBoothData(pl.LightningDataModule):
         """The trainer's precision, for what is computed outside its steps."""
         return self.trainer.precision_plugin.forward_context() if self.trainer else nullcontext()
 
+    @property
+    def _precision_name(self) -> str:
+        """Part of the name of what is kept: bf16 and fp32 give other bits."""
+        return str(self.trainer.precision) if self.trainer else "32-true"
+
     def setup(self, stage: str) -> None:
-        """Draws missing class images, lists the pictures and fills the caches, all processes together."""
-        if stage != "fit":
-            return
+        """Draws what is missing of class images and the untuned model's pictures, and for `fit` fills the caches.
+
+        All processes work together.
+        """
         with self._precision():
-            for concept in self.concepts if self.with_prior else []:
-                priors.fill(concept, *self._class_images(concept), self.seed, lambda: self.model, self.class_batch_size)
-            sets = listed(self.concepts, self.num_class_images * self.with_prior)
-            pictures = [picture for concept in sets for picture in concept.instances + concept.classes]
-            prompts = sorted({"", *(picture.prompt for picture in pictures)})
-            texts = tokenize(self.tokenizer, prompts)
-            if not self.train_text_encoder:
-                texts = embeddings(self.model, texts, ENCODE_BATCH)
-            views = views_of(self.crop, self.flip, self.seed)
-            cache = None
-            if self.cache_latents:
-                # bf16 and fp32 give other moments, so the precision is part of the name.
-                encoder = f"{self.files.vae_fingerprint} {self.trainer.precision if self.trainer else '32-true'}"
-                folder = None if self.cache_dir is None else Path(self.cache_dir)
-                cache = LatentCache(encoder, self.resolution_px, folder)
-                wanted = [(picture.path, view) for picture in pictures for view in views]
-                cache.fill(wanted, lambda pictures: self.model.encode(pictures.to(self.model.device)), ENCODE_BATCH)
+            if stage == "fit":
+                self._setup_fit()
+            if self.protocol and stage in ("fit", "validate"):
+                self.base_pictures = self._base_pictures(self.protocol)
         self.__dict__.pop("model", None)
+
+    def _setup_fit(self) -> None:
+        for concept in self.concepts if self.with_prior else []:
+            priors.fill(concept, *self._class_images(concept), self.seed, lambda: self.model, self.class_batch_size)
+        sets = listed(self.concepts, self.num_class_images * self.with_prior)
+        pictures = [picture for concept in sets for picture in concept.instances + concept.classes]
+        prompts = sorted({"", *(picture.prompt for picture in pictures)})
+        texts = tokenize(self.tokenizer, prompts)
+        if not self.train_text_encoder:
+            texts = embeddings(self.model, texts, ENCODE_BATCH)
+        views = views_of(self.crop, self.flip, self.seed)
+        latents = None
+        if self.cache_latents:
+            folder = None if self.cache_dir is None else Path(self.cache_dir)
+            latents = LatentCache(f"{self.files.vae_fingerprint} {self._precision_name}", self.resolution_px, folder)
+            wanted = [(picture.path, view) for picture in pictures for view in views]
+            latents.fill(wanted, lambda pictures: self.model.encode(pictures.to(self.model.device)), ENCODE_BATCH)
         self.learned = digests(sets)
         by_prompt = dict(zip(prompts, texts, strict=True))
-        self.dataset = PairDataset(sets, by_prompt, views, self.resolution_px, self.caption_dropout, self.seed, cache)
+        self.dataset = PairDataset(sets, by_prompt, views, self.resolution_px, self.caption_dropout, self.seed, latents)
+
+    def _base_pictures(self, protocol: Protocol) -> list[Path]:
+        other = None if protocol.base is None else ModelFiles(protocol.base, None, None, None)
+        files = other or self.files
+        return fill_references(
+            [probe.request for probe in self.probes], self.resolution_px, files.fingerprint, self._precision_name,
+            Path(protocol.base_dir), cache(lambda: self._load(files)) if other else lambda: self.model,
+            protocol.batch_size,
+        )  # fmt: skip
+
+    @cached_property
+    def probes(self) -> list[Probe]:
+        """The pictures that are drawn to be measured."""
+        return self.protocol.probes(self.concepts) if self.protocol else []
+
+    @cached_property
+    def probe_batches(self) -> list[list[Request]]:
+        """Their requests, in batches; the same ones on every process."""
+        requests = [probe.request for probe in self.probes]
+        return batches(requests, self.protocol.batch_size) if self.protocol else []
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """The batches that this process draws to be measured."""
+        return DataLoader(share(self.probe_batches), batch_size=None)  # type: ignore[arg-type]
 
     def samples_seen(self, step: int) -> int:
         """How many samples training has consumed up to an optimizer step, whatever the batch sizes were."""

@@ -1,5 +1,6 @@
-"""A trained model as a diffusers folder with a card that says what it was trained on."""
+"""A trained model as a diffusers folder with a card that says what it was trained on and what it is worth."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -7,16 +8,32 @@ import torch
 from lightning_dreambooth.data import DreamBoothData
 from lightning_dreambooth.disk import replaced
 from lightning_dreambooth.module import DreamBooth
+from lightning_dreambooth.report import Row, write_json
+
+FIGURES = "validation.json"
 
 
-def export(module: DreamBooth, data: DreamBoothData, folder: Path, dtype: torch.dtype) -> None:
-    """Writes the (averaged) weights of a run as a Stable Diffusion pipeline folder, all or nothing."""
+def export(
+    module: DreamBooth, data: DreamBoothData, folder: Path, dtype: torch.dtype, figures: Row
+) -> None:
+    """Writes the (averaged) weights of a run as a Stable Diffusion pipeline folder, all or nothing.
+
+    `figures` are what was measured at this step; none if nothing was.
+    """
     with replaced(folder) as beside, module.averaged():
         module.model.save(beside, dtype)
-        (beside / "README.md").write_text(model_card(module, data, folder), encoding="utf-8")
+        (beside / "README.md").write_text(model_card(module, data, folder, figures), encoding="utf-8")
+        if figures:
+            write_json(beside / FIGURES, figures)
 
 
-def model_card(module: DreamBooth, data: DreamBoothData, folder: Path) -> str:
+def score_of(folder: Path) -> float:
+    """The score that an export was measured with, -1 if it was not."""
+    file = folder / FIGURES
+    return float(json.loads(file.read_text(encoding="utf-8")).get("score", -1)) if file.is_file() else -1.0
+
+
+def model_card(module: DreamBooth, data: DreamBoothData, folder: Path, figures: Row) -> str:
     """Markdown with the front matter that model hubs read."""
     concepts = "\n".join(
         f"- `{concept.instance_prompt}`: {len(pictures.instances)} instance pictures"
@@ -25,6 +42,7 @@ def model_card(module: DreamBooth, data: DreamBoothData, folder: Path) -> str:
     )
     trained = " and ".join(name.replace("_", " ").replace("unet", "UNet") for name in module.trained)
     prompt = data.concepts[0].instance_prompt
+    measured = "".join(f"| {name} | {value:.3f} |\n" for name, value in figures.items() if name != "step")
     return f"""---
 base_model: {module.pretrained}
 library_name: diffusers
@@ -46,7 +64,7 @@ tags: [stable-diffusion, dreambooth, lightning-dreambooth]
 | VAE | {module.vae or "the base model's"} |
 | moving average | {module.ema_decay or "none"} |
 | seed | {module.seed} |
-
+{measured}
 ```python
 from diffusers import StableDiffusionPipeline
 pipeline = StableDiffusionPipeline.from_pretrained("{folder}")

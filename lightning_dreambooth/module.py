@@ -165,6 +165,10 @@ class DreamBooth(pl.LightningModule):
         """Requests => images [pictures, 3, height, width] in [0, 1]."""
         return self.draw(batch, self.trainer.datamodule.resolution_px)  # type: ignore[attr-defined]
 
+    def validation_step(self, batch: list[Request], batch_idx: int) -> Tensor:
+        """Requests => images, which `Fidelity` measures."""
+        return self.predict_step(batch, batch_idx)
+
     def draw(self, requests: list[Request], resolution_px: int) -> Tensor:
         """Requests => images in [0, 1], from the averaged weights if there are any."""
         with self.averaged():

@@ -5,16 +5,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torchvision.transforms.functional import to_pil_image
-from tqdm import tqdm
-
 from lightning_dreambooth import draws
 from lightning_dreambooth.concepts import Concept, class_pictures
 from lightning_dreambooth.disk import replaced
 from lightning_dreambooth.errors import InputError
-from lightning_dreambooth.pictures import write_png
-from lightning_dreambooth.processes import alone, anyone, rank, share, wait
-from lightning_dreambooth.sampling import Request, batches, sample
+from lightning_dreambooth.gallery import Wanted
+from lightning_dreambooth.gallery import fill as fill_folder
+from lightning_dreambooth.sampling import Request
 from lightning_dreambooth.stable_diffusion import StableDiffusion
 
 MANIFEST = "class_images.json"
@@ -32,14 +29,7 @@ class Recipe(NamedTuple):
     model: str
 
 
-class Missing(NamedTuple):
-    """Class images still to be drawn: file path and request of each."""
-
-    path: Path
-    request: Request
-
-
-def plan(concept: Concept, wanted: int, recipe: Recipe, seed: int) -> list[Missing]:
+def plan(concept: Concept, wanted: int, recipe: Recipe, seed: int) -> list[Wanted]:
     """What a concept's class folder still lacks; writes nothing.
 
     Pictures that the manifest does not name are the user's own and count.
@@ -54,13 +44,13 @@ def plan(concept: Concept, wanted: int, recipe: Recipe, seed: int) -> list[Missi
         _check_manifest(folder / MANIFEST, recipe)
         present = {picture.path.name for picture in class_pictures(concept)[0]}
     lacking = wanted - len(present)
-    missing: list[Missing] = []
+    missing: list[Wanted] = []
     number = 0
     while len(missing) < lacking:
         if (name := f"{number:05d}.png") not in present:
             drawn_seed = int(draws.integers(seed, f"class image {recipe.prompt}", [number], 2**31 - 1))
             request = Request(recipe.prompt, drawn_seed, *recipe[1:4], recipe.sampler)  # type: ignore[arg-type]
-            missing.append(Missing(folder / name, request))
+            missing.append(Wanted(folder / name, request))
         number += 1
     return missing
 
@@ -85,7 +75,7 @@ def _read_manifest(manifest: Path) -> dict[str, dict[str, Any]]:
         raise InputError(f"{manifest} is no manifest of class images ({error!r}); remove it or its folder") from error
 
 
-def write_manifest(missing: Sequence[Missing], recipe: Recipe) -> None:
+def write_manifest(missing: Sequence[Wanted], recipe: Recipe) -> None:
     """Records the plan before the first picture is drawn, so that no picture is ever without its record."""
     manifest = missing[0].path.parent / MANIFEST
     seeds = _read_manifest(manifest)["seeds"] if manifest.is_file() else {}
@@ -102,27 +92,8 @@ def fill(
     Raises:
         InputError: if the folder's class images were made by another recipe, or other processes write to another disk.
     """
-    missing = plan(concept, wanted, recipe, seed)
-    if not anyone(bool(missing)):
-        return
-    folder = Path(str(concept.class_data_dir))
-    with alone(folder):
-        missing = plan(concept, wanted, recipe, seed)  # another run may have drawn them meanwhile
-        wait()
-        if missing and rank() == 0:
-            write_manifest(missing, recipe)
-        draw(share(missing), recipe, model, batch_size)
-    if absent := [path for path, _ in missing if not path.is_file()]:
-        raise InputError(f"{absent[0]} was drawn on another node; name a class_data_dir that all nodes share")
-
-
-def draw(missing: Sequence[Missing], recipe: Recipe, model: Callable[[], StableDiffusion], batch_size: int) -> None:
-    """Draws class images, each written when its batch is done."""
-    paths = iter([path for path, _ in missing])
-    about = f"class images: {recipe.prompt}"
-    with tqdm(total=len(missing), desc=about, unit="image", disable=rank() > 0 or not missing) as progress:
-        for requests in batches([request for _, request in missing], batch_size):
-            images = sample(model(), requests, recipe.resolution_px)
-            for request, image in zip(requests, images.cpu(), strict=True):
-                write_png(to_pil_image(image), next(paths), request._asdict() | {"model": recipe.model})
-            progress.update(len(requests))
+    fill_folder(
+        Path(str(concept.class_data_dir)), lambda: plan(concept, wanted, recipe, seed),
+        f"class images: {recipe.prompt}", {"model": recipe.model}, recipe.resolution_px, model, batch_size,
+        note=lambda missing: write_manifest(missing, recipe),
+    )  # fmt: skip

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, SchedulerMixin
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lightning_dreambooth.errors import InputError
@@ -77,6 +77,11 @@ def sample(
             eps = eps_uncond + w * (eps_text - eps_uncond)
         latents = scheduler.step(eps, t, latents, return_dict=False)[0]
     return model.decode(latents)
+
+
+def as_bytes(images: Float[Tensor, "n 3 height width"]) -> UInt8[Tensor, "n 3 height width"]:
+    """Images in [0, 1] => what a file holds, 0 ... 255."""
+    return (images * 255).round().to(torch.uint8)
 
 
 def same_settings(request: Request) -> tuple[object, ...]:

@@ -28,13 +28,13 @@ def newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Removes all but the newest states or exports."""
-    for old in newest_first(folder)[keep:]:
-        if old.is_dir():
-            shutil.rmtree(old)
+def remove(paths: list[Path]) -> None:
+    """Removes states or exports."""
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
         else:
-            old.unlink()
+            path.unlink()
 
 
 def find_state(ckpt_path: str | None, name: str | None, default: str) -> Path | None:

@@ -28,6 +28,11 @@ def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.stable_diffusion(tmp_path_factory.mktemp("model") / "tiny")
 
 
+@pytest.fixture(scope="session")
+def small_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.clip(tmp_path_factory.mktemp("encoder") / "small")
+
+
 @pytest.fixture
 def model(tiny_sd: Path) -> StableDiffusion:
     return StableDiffusion.load(locate(str(tiny_sd)))

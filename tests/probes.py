@@ -8,6 +8,7 @@ from typing import Any
 
 from pytorch_lightning.callbacks import Callback
 from safetensors.torch import save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
 class Stopper(Callback):
@@ -40,3 +41,9 @@ class Recorder(Callback):
         rank = str(trainer.global_rank)
         save_file({name: weight.contiguous() for name, weight in weights.items()}, self.folder / rank)
         (self.folder / f"{rank}.json").write_text(json.dumps(self.numbers))
+
+
+def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every curve of a run's log, as (step, value)."""
+    log = EventAccumulator(str(run)).Reload()
+    return {tag: [(event.step, event.value) for event in log.Scalars(tag)] for tag in log.Tags()["scalars"]}

@@ -12,10 +12,10 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from lightning_dreambooth.callbacks import Keep
 from lightning_dreambooth.checkpoint_io import AtomicCheckpointIO, is_whole
 from lightning_dreambooth.disk import check_room, replaced
 from lightning_dreambooth.errors import InputError, TrainingError
+from lightning_dreambooth.keep import Keep
 
 Run = Callable[..., object]
 WRITES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.copytree"}

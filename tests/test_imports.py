@@ -20,38 +20,58 @@ MAY_IMPORT = {
     "model_files": {"disk", "errors"},
     "stable_diffusion": {"errors", "model_files"},
     "sampling": {"errors", "stable_diffusion"},
-    "priors": {"concepts", "disk", "draws", "errors", "pictures", "processes", "sampling", "stable_diffusion"},
+    "gallery": {"errors", "pictures", "processes", "sampling", "stable_diffusion"},
+    "priors": {"concepts", "disk", "draws", "errors", "gallery", "sampling", "stable_diffusion"},
+    "protocol": {"concepts", "errors", "sampling"},
+    "references": {"gallery", "sampling", "stable_diffusion"},
     "latents": {"disk", "errors", "pictures", "processes", "stable_diffusion"},
     "dataset": {"concepts", "disk", "draws", "latents", "pictures"},
     "checks": {"concepts", "errors", "pictures", "stable_diffusion"},
     "data": {
-        "checks", "concepts", "dataset", "errors", "latents", "model_files", "priors", "processes", "sampling",
-        "stable_diffusion",
+        "checks", "concepts", "dataset", "errors", "latents", "model_files", "priors", "processes", "protocol",
+        "references", "sampling", "stable_diffusion",
     },
     "module": {
         "dataset", "diffusion", "draws", "errors", "model_files", "optimization", "sampling", "stable_diffusion",
     },
-    "export": {"data", "disk", "module"},
+    "metrics": {"draws"},
+    "encoders": {"errors"},
+    "fidelity": {"encoders", "metrics", "protocol"},
+    "fixed_noise": {"concepts", "diffusion", "draws", "latents", "pictures", "processes", "stable_diffusion"},
+    "report": {"disk", "protocol"},
+    "export": {"data", "disk", "module", "report"},
     "checkpoint_io": {"disk", "errors"},
     "runs": {"errors"},
     "states": {"checkpoint_io", "errors", "runs"},
     "watch": {"dataset", "errors", "module", "optimization"},
     "interruption": {"errors", "watch"},
-    "callbacks": {
-        "data", "disk", "errors", "export", "module", "pictures", "processes", "sampling", "states", "watch",
+    "samples": {"data", "errors", "module", "pictures", "processes", "sampling", "watch"},
+    "validation": {
+        "concepts", "data", "encoders", "errors", "fidelity", "fixed_noise", "metrics", "module", "pictures",
+        "processes", "protocol", "report", "samples", "sampling", "watch",
     },
-    "cli": {"callbacks", "checkpoint_io", "data", "errors", "interruption", "module", "runs", "states", "watch"},
+    "keep": {
+        "data", "disk", "errors", "export", "module", "processes", "report", "samples", "states", "validation", "watch",
+    },
+    "cli": {
+        "checkpoint_io", "data", "errors", "interruption", "keep", "module", "report", "runs", "samples", "states",
+        "validation", "watch",
+    },
     "__init__": set(),
     "__main__": {"cli", "errors"},
 }  # fmt: skip
 ONLY_IN = {
     "pytorch_lightning": {
-        "data", "module", "watch", "interruption", "callbacks", "checkpoint_io", "runs", "cli", "__main__",
+        "data", "module", "watch", "interruption", "samples", "validation", "keep", "checkpoint_io", "runs", "cli",
+        "__main__",
     },
     "huggingface_hub": {"model_files"},
     "diffusers": {"stable_diffusion", "sampling"},
     "transformers": {"stable_diffusion", "checks", "data"},
     "jsonargparse": {"cli"},
+    "open_clip": {"encoders"},
+    "timm": {"encoders"},
+    "torchmetrics": {"encoders", "metrics"},
 }  # fmt: skip
 
 

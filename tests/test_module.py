@@ -13,13 +13,13 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from lightning_dreambooth import draws
-from lightning_dreambooth.callbacks import Samples
 from lightning_dreambooth.cli import DreamBoothCLI
 from lightning_dreambooth.dataset import Batch
 from lightning_dreambooth.diffusion import Loss
 from lightning_dreambooth.errors import InputError, InputWarning
 from lightning_dreambooth.module import DreamBooth
 from lightning_dreambooth.optimization import probe
+from lightning_dreambooth.samples import Samples
 
 Run = Callable[..., object]
 

@@ -34,8 +34,11 @@ def left_behind(name: str) -> dict[str, object]:
     state = torch.load(folder / "states/step-000006.ckpt", weights_only=True)
     log = EventAccumulator(str(folder)).Reload()
     curves = {tag: [(e.step, e.value) for e in log.Scalars(tag)] for tag in log.Tags()["scalars"]}
-    curves.pop("train/samples_per_second")
+    for timed in ("train/samples_per_second", "val/seconds"):
+        curves.pop(timed)
     pictures = {path.name: path.read_bytes() for path in sorted((folder / "samples").glob("*.png"))}
+    pictures |= {path.name: path.read_bytes() for path in sorted((folder / "validation").glob("*.png"))}
+    pictures["validation.csv"] = (folder / "validation.csv").read_bytes()
     exported = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("exports/step-000006/unet/*"))}
     kept = ("state_dict", "optimizer_states", "lr_schedulers", "DreamBoothData", "global_step")
     images = [e.step for e in log.Images("samples")]
@@ -66,11 +69,12 @@ QUICK = [(0, "32", ADAM, True), (2, "bf16-mixed", ADAM_8BIT, False)]
     [pytest.param(*cell, marks=[] if cell in QUICK else [pytest.mark.slow]) for cell in CELLS],
 )
 def test_stopping_and_resuming_equals_never_stopping(
-    run: Run, workers: int, precision: str, optimizer: str, cached: bool
+    run: Run, small_clip: Path, workers: int, precision: str, optimizer: str, cached: bool
 ) -> None:
     settings = SETTINGS | {
         "data__num_workers": workers, "trainer__precision": precision, "model__optimizer": optimizer,
-        "model__optimizer__lr": 1e-3, "data__cache_latents": cached,
+        "model__optimizer__lr": 1e-3, "data__cache_latents": cached, "fidelity__clip_model": small_clip,
+        "fidelity__steps": 2, "fidelity__every_n_steps": 2, "fidelity__losses_every_n_steps": 3,
     }  # fmt: skip
     run(**settings, name="whole")
     stopped(run, STOPS[0], **settings, name="parts")

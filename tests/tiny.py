@@ -3,9 +3,15 @@
 import json
 from pathlib import Path
 
+import open_clip
+import timm
 import torch
+import torchvision
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
+from safetensors.torch import save_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import save_for_hf
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 TOKENS = 64
@@ -77,3 +83,42 @@ def pictures(folder: Path, count: int, size_px: int = 40) -> Path:
         picture.paste((250, 240, 10 * i % 250), (3 * i % size_px, 0, 3 * i % size_px + 6, size_px))
         picture.save(folder / f"{i:02d}.png")
     return folder
+
+
+def clip(folder: Path, seed: int = 0) -> Path:
+    """A small open_clip folder, with the tokenizer of `stable_diffusion`."""
+    torch.manual_seed(seed)
+    words = tokenizer(folder)
+    words.save_pretrained(folder)
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
+        "text_cfg": {
+            "context_length": 16, "vocab_size": len(words), "width": 32, "heads": 2, "layers": 2,
+            "hf_tokenizer_name": "here", "eos_id": words.eos_token_id, "pad_id": words.pad_token_id, "pool_type": "eos",
+        },
+    }  # fmt: skip
+    weights = open_clip.CLIP(**config).state_dict()
+    about = {"model_cfg": config, "preprocess_cfg": {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3}}
+    (folder / "open_clip_config.json").write_text(json.dumps(about))
+    save_file({name: value.contiguous() for name, value in weights.items()}, folder / "open_clip_model.safetensors")
+    return folder
+
+
+def dino(folder: Path, seed: int = 1) -> Path:
+    """A small vision transformer in timm's folder layout."""
+    torch.manual_seed(seed)
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
+    model = timm.create_model("vit_small_patch16_224", num_classes=0, **sizes)
+    seen = {"input_size": (3, 32, 32), "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "tag": "dino"}
+    model.pretrained_cfg = model.pretrained_cfg | seen
+    folder.mkdir(parents=True)
+    save_for_hf(model, folder, model_args=sizes, safe_serialization=True)
+    return folder
+
+
+def alexnet(file: Path) -> Path:
+    """AlexNet with random weights, as torchvision names them."""
+    torch.manual_seed(2)
+    save_file(torchvision.models.alexnet(weights=None).state_dict(), file)
+    return file

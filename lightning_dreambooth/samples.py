@@ -1,29 +1,23 @@
-"""What happens beside the steps: what is drawn and what is kept."""
+"""Pictures for people: grids while training, single files in `predict`."""
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
-import torch
-from filelock import BaseFileLock, FileLock
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from lightning_dreambooth import states
 from lightning_dreambooth.data import DreamBoothData
-from lightning_dreambooth.disk import check_room, remove_parts
 from lightning_dreambooth.errors import InputError
-from lightning_dreambooth.export import export
 from lightning_dreambooth.module import DreamBooth
 from lightning_dreambooth.pictures import View, crop, read_picture, read_text, tile, write_png
-from lightning_dreambooth.processes import LOCK, acquired, count, rank, wait
-from lightning_dreambooth.sampling import Request, Sampler, batches, check_request
+from lightning_dreambooth.processes import count, rank, wait
+from lightning_dreambooth.sampling import Request, Sampler, as_bytes, batches, check_request
 from lightning_dreambooth.watch import stepped
 
-EXPORTS = "exports"
 SAMPLES = "samples"
 CONTACT_SHEET = 64  # training pictures shown at most
 
@@ -126,7 +120,7 @@ class Samples(Callback):
             drawn = [
                 to_pil_image(image)
                 for batch in batches(self.requests(prompts), self.batch_size)
-                for image in module.draw(batch, data.resolution_px).cpu()
+                for image in as_bytes(module.draw(batch, data.resolution_px)).cpu()
             ]
         grid = tile(drawn, columns=len(self.seeds), labels=prompts)
         show(trainer, "samples", grid, self._file(trainer))
@@ -143,7 +137,7 @@ class Samples(Callback):
         data: DreamBoothData = trainer.datamodule  # type: ignore[attr-defined]
         number = batch_idx * count() + rank()  # as they were shared out
         first = sum(len(earlier) for earlier in data.request_batches[:number])
-        for place, (image, request) in enumerate(zip(outputs.float().cpu(), batch, strict=True), start=first):
+        for place, (image, request) in enumerate(zip(as_bytes(outputs).cpu(), batch, strict=True), start=first):
             about = request._asdict() | {"model": pl_module.pretrained}
             write_png(to_pil_image(image), self.folder / picture_name(place, request), about)
 
@@ -161,103 +155,3 @@ def picture_name(place: int, request: Request) -> str:
     """File name of the picture that `predict` draws for the request at that place."""
     words = re.sub(r"[^a-z0-9]+", "-", request.prompt.lower()).strip("-")[:60]
     return f"{place:04d}-{words}-seed{request.seed}.png"
-
-
-class Keep(Callback):
-    """Keeps resumable states and exports.
-
-    Args:
-        every_n_steps: Optimizer steps between saves; the last step is always saved.
-        keep_states: How many states stay; one more than the newest, in case that is damaged.
-        keep_exports: How many exports stay; older ones are removed after a newer one is complete.
-        dtype: Weights of the exports.
-    """
-
-    def __init__(
-        self,
-        every_n_steps: int = 200,
-        keep_states: int = 2,
-        keep_exports: int = 2,
-        dtype: Literal["float16", "float32"] = "float16",
-    ) -> None:
-        bounds = {"every_n_steps": every_n_steps, "keep_states": keep_states, "keep_exports": keep_exports}
-        for name, value in bounds.items():
-            if value < 1:
-                raise InputError(f"checkpoint.{name} is {value}, must be 1 or more")
-        self.every_n_steps = every_n_steps
-        self.keep_states = keep_states
-        self.keep_exports = keep_exports
-        self.dtype = getattr(torch, dtype)
-        self.saved_step = 0
-        self.lock: BaseFileLock | None = None
-
-    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        """Takes the run's folder for this run alone, and removes what a kill has left there."""
-        if stage == "fit" and trainer.is_global_zero:
-            folder = run_folder(trainer)
-            self.lock = FileLock(folder / LOCK)
-            if not acquired(self.lock, patience_seconds=0):
-                raise InputError(f"{folder} is written to by another run that still goes on; choose another name")
-            remove_parts(folder, folder / states.STATES, folder / EXPORTS, folder / SAMPLES)
-            self._prune(trainer)
-
-    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        """Gives the folder free."""
-        if self.lock is not None:
-            self.lock.release()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Gives the folder free."""
-        self.teardown(trainer, pl_module, "fit")
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Asks for room for a state and an export."""
-        if trainer.is_global_zero:
-            trained = sum(weight.numel() for part in pl_module.trained.values() for weight in part.parameters())
-            exported = sum(weight.numel() for weight in pl_module.model.parameters())
-            copies = 3 if pl_module.ema is None else 4  # weights, Adam's two moments, average
-            check_room(run_folder(trainer), trained * copies * 4 + exported * self.dtype.itemsize)
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """What is resumed has been saved."""
-        self.saved_step = trainer.global_step
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Saves when it is time.
-
-        The state comes last: whatever a run has written before it, a run that goes on from there finds.
-        """
-        due = trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps
-        stopped = trainer.should_stop and trainer.global_step != trainer.max_steps
-        if due and stepped(trainer, batch_idx) and not stopped:
-            self._save_export(trainer, pl_module)
-            self._save_state(trainer)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Saves a run that was ended early, by a signal, `trainer.max_time` or another callback.
-
-        The state comes first: after a signal there may be little time.
-        """
-        if trainer.global_step > self.saved_step:
-            self._save_state(trainer)
-            self._save_export(trainer, pl_module)
-
-    def _save_state(self, trainer: pl.Trainer) -> None:
-        self.saved_step = trainer.global_step
-        if trainer.is_global_zero and isinstance(trainer.logger, pl.loggers.TensorBoardLogger):
-            trainer.logger.experiment.flush()
-        trainer.save_checkpoint(states.state_path(run_folder(trainer), trainer.global_step), weights_only=False)
-        self._prune(trainer)
-
-    def _save_export(self, trainer: pl.Trainer, module: DreamBooth) -> None:
-        if trainer.is_global_zero:
-            data: DreamBoothData = trainer.datamodule  # type: ignore[attr-defined]
-            folder = run_folder(trainer) / EXPORTS / f"step-{trainer.global_step:06d}"
-            export(module, data, folder, self.dtype)
-            self._prune(trainer)
-
-    def _prune(self, trainer: pl.Trainer) -> None:
-        if not trainer.is_global_zero:
-            return
-        states.prune(run_folder(trainer) / states.STATES, self.keep_states)
-        states.prune(run_folder(trainer) / EXPORTS, self.keep_exports)

@@ -1,0 +1,262 @@
+"""Fidelity while training, and of finished models: when it is measured, what is logged, when to stop."""
+
+import time
+from functools import partial
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+from tqdm import tqdm
+
+from lightning_dreambooth.concepts import held_out_pictures, instance_pictures
+from lightning_dreambooth.data import DreamBoothData
+from lightning_dreambooth.encoders import Clip, Dino, Lpips
+from lightning_dreambooth.errors import InputError, TrainingError
+from lightning_dreambooth.fidelity import Judge
+from lightning_dreambooth.fixed_noise import STRATA, encoded, fixed_losses
+from lightning_dreambooth.metrics import Gathered
+from lightning_dreambooth.module import DreamBooth
+from lightning_dreambooth.pictures import read_picture, tile
+from lightning_dreambooth.processes import count, rank, share
+from lightning_dreambooth.protocol import Protocol, StatedPrompt, unet_evaluations, without
+from lightning_dreambooth.report import Row, best, write_csv
+from lightning_dreambooth.samples import run_folder, show
+from lightning_dreambooth.sampling import Request, Sampler, as_bytes, check_request
+from lightning_dreambooth.watch import stepped
+
+VALIDATION = "validation"
+TABLE = "validation.csv"
+
+
+class Fidelity(Callback):
+    """Measures identity, prompt following and drift while training, and by `validate`.
+
+    Args:
+        clip_model: open_clip name, or folder with `open_clip_config.json`; null measures no prompt following.
+        clip_pretrained: Tag or safetensors file of an open_clip name.
+        dino: timm name such as `vit_small_patch16_224.dino`, or folder; null lets the CLIP image tower stand in.
+        lpips: File with torchvision's AlexNet weights; null measures diversity by cosines.
+        prompts: Prompts with an identifier, or `{prompt: ..., text: ...}`; null takes the concepts' instance prompts.
+        unrelated_prompts: Prompts that training should leave alone, besides the class prompts.
+        negative_prompt: What guidance leads away from.
+        num_images: Pictures per prompt.
+        seed: Seed of the first picture of each prompt; the next ones count up.
+        steps: Sampling steps.
+        guidance_scale: Classifier-free guidance scale.
+        sampler: ddim, dpm++ (DPM-Solver++ 2M) or euler.
+        batch_size: Pictures drawn at once.
+        base: Hub id or folder of the model that drift is measured from; null takes model.pretrained.
+        base_dir: Folder of that model's pictures, which runs share.
+        every_n_steps: Optimizer steps between measurements; the last step is always measured.
+        losses_every_n_steps: Optimizer steps between fixed-noise losses, which need no encoder; null computes none.
+        patience: Measurements without a better score after which training stops; null never does.
+    """
+
+    def __init__(
+        self,
+        clip_model: str | None = None,
+        clip_pretrained: str | None = None,
+        dino: str | None = None,
+        lpips: str | None = None,
+        prompts: list[str | StatedPrompt] | None = None,
+        unrelated_prompts: list[str] | None = None,
+        negative_prompt: str = "",
+        num_images: int = 2,
+        seed: int = 1000,
+        steps: int = 12,
+        guidance_scale: float = 7.5,
+        sampler: Sampler = "dpm++",
+        batch_size: int = 4,
+        base: str | None = None,
+        base_dir: str = "checkpoints/base_images",
+        every_n_steps: int = 200,
+        losses_every_n_steps: int | None = 100,
+        patience: int | None = None,
+    ) -> None:
+        if num_images < 2:
+            raise InputError(f"fidelity.num_images is {num_images}, must be 2 or more: diversity compares them")
+        bounds = {"batch_size": batch_size, "every_n_steps": every_n_steps, "patience": patience}
+        for name, value in (bounds | {"losses_every_n_steps": losses_every_n_steps}).items():
+            if value is not None and value < 1:
+                raise InputError(f"fidelity.{name} is {value}, must be 1 or more")
+        settings = (negative_prompt, steps, guidance_scale, sampler)
+        check_request(Request("", seed, *settings))
+        self.clip = Clip(clip_model, clip_pretrained) if clip_model else None
+        self.dino = Dino(dino) if dino else None
+        self.lpips = Lpips(lpips) if lpips else None
+        self.protocol: Protocol | None = None
+        if self.clip or self.dino:
+            seeds = range(seed, seed + num_images)
+            self.protocol = Protocol(prompts, unrelated_prompts or [], seeds, settings, batch_size, base, base_dir)
+        self.every_n_steps = every_n_steps
+        self.losses_every_n_steps = losses_every_n_steps
+        self.patience = patience
+        self.history: list[Row] = []
+        self.evaluations = 0
+
+    def check(self, data: DreamBoothData) -> None:
+        """Looks at prompts and pictures before a model is loaded.
+
+        Raises:
+            InputError: if they cannot be measured.
+        """
+        if self.protocol and self.clip:
+            self.clip.check_texts([probe.text for probe in data.probes])
+        for concept in data.concepts if self.protocol else []:
+            if len(instance_pictures(concept)[0]) < 2:
+                raise InputError(
+                    f"{concept.instance_data_dir} holds 1 picture, and 2 or more are compared with each other to know "
+                    "what a figure can reach; add one, or set fidelity.clip_model and fidelity.dino to null"
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured so far."""
+        return {"history": self.history, "unet_evaluations": self.evaluations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with what was measured."""
+        self.history, self.evaluations = list(state_dict["history"]), state_dict["unet_evaluations"]
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Reads what everything is compared with."""
+        if self.losses_every_n_steps:
+            data = _data(trainer)
+            halves = [(concept.instances, concept.classes) for concept in data.dataset.concepts]
+            held_out = [picture for concept in data.concepts for picture in held_out_pictures(concept)]
+            sets = {"instance": [picture for instances, _ in halves for picture in instances], "held_out": held_out,
+                    "class": [picture for _, classes in halves for picture in classes]}  # fmt: skip
+            with trainer.precision_plugin.forward_context():
+                encode = partial(encoded, pl_module.model, resolution_px=data.resolution_px)
+                self.fixed = {name: encode(pictures) for name, pictures in sets.items() if pictures}
+        if self.protocol:
+            self.judge = self._judge(trainer, pl_module)
+            if isinstance(trainer.logger, pl.loggers.TensorBoardLogger):
+                beside = {name: ["Multiline", [f"val/{name}{kind}$" for kind in ("", "/ceiling", "/untuned")]]
+                          for name in self.judge.before}  # fmt: skip
+                trainer.logger.experiment.add_custom_scalars({"fidelity": beside})
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Measures the untuned model, or what a stop did not leave the time for."""
+        if not self.history or self.history[-1]["step"] < trainer.global_step:
+            self._observe(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Measures every so many steps and at the last one, but not before the state of a run that is stopped."""
+        stopped = trainer.should_stop and trainer.global_step != trainer.max_steps
+        if stepped(trainer, batch_idx) and not stopped:
+            self._observe(trainer, pl_module)
+
+    def _observe(self, trainer: pl.Trainer, module: DreamBooth) -> None:
+        """Adds a row to the history if one is due, the same on every process."""
+        began, step = time.perf_counter(), trainer.global_step
+        row: dict[str, float] = {}
+        if self.losses_every_n_steps and _due(trainer, self.losses_every_n_steps):
+            with trainer.precision_plugin.forward_context(), module.averaged():
+                row |= fixed_losses(module.model, self.fixed, module.seed)
+            self.evaluations += STRATA * sum(map(len, self.fixed.values()))
+        if self.protocol and _due(trainer, self.every_n_steps):
+            row |= self.judge.before if step == 0 else self._draw_and_measure(trainer, module)
+            self.evaluations += sum(unet_evaluations(probe.request) for probe in _data(trainer).probes)
+        if not row:
+            return
+        self.history.append({"step": step} | row)
+        if trainer.is_global_zero:
+            write_csv(run_folder(trainer) / TABLE, self.history)
+            if trainer.logger:
+                cost = {"val/unet_evaluations": self.evaluations, "val/seconds": time.perf_counter() - began}
+                trainer.logger.log_metrics(self._curves(row) | cost, step)
+        if self.patience is not None and self._measured_since_best() >= self.patience:
+            trainer.should_stop = True
+
+    def _curves(self, row: dict[str, float]) -> dict[str, float]:
+        """Each figure, and beside it what the instance pictures reach and what the untuned model has."""
+        curves = {f"val/{name}": value for name, value in row.items()}
+        if self.protocol and "score" in row:
+            curves |= {f"val/{name}/ceiling": value for name, value in self.judge.ceiling.items()}
+            curves |= {f"val/{name}/untuned": value for name, value in self.judge.before.items()}
+        return curves
+
+    def _measured_since_best(self) -> int:
+        chosen = best(self.history)
+        return 0 if chosen is None else sum("score" in row and row["step"] > chosen["step"] for row in self.history)
+
+    def _draw_and_measure(self, trainer: pl.Trainer, module: DreamBooth) -> dict[str, float]:
+        self._begin(trainer)
+        mine = list(enumerate(share(_data(trainer).probe_batches)))
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            for number, requests in tqdm(mine, "pictures to measure", leave=False, disable=rank() > 0):
+                self._take(trainer, module.validation_step(requests, number), number)
+        return self._conclude(trainer, f"step-{trainer.global_step:06d}.png")
+
+    def _begin(self, trainer: pl.Trainer) -> None:
+        side, device = _data(trainer).resolution_px, trainer.strategy.root_device
+        self.gathered = Gathered().to(device)
+        nothing = torch.empty(0, 3, side, side, dtype=torch.uint8, device=device)
+        self.gathered.update(torch.empty(0, dtype=torch.long, device=device), nothing)  # some processes draw none
+
+    def _take(self, trainer: pl.Trainer, images: Tensor, number: int) -> None:
+        """Takes the pictures of this process's number-th batch."""
+        if not images.isfinite().all():
+            raise TrainingError(f"step {trainer.global_step}: the model draws NaN; lower the learning rate")
+        earlier = _data(trainer).probe_batches[: number * count() + rank()]  # as they were shared out
+        first = sum(len(requests) for requests in earlier)
+        self.gathered.update(torch.arange(first, first + len(images), device=images.device), as_bytes(images))
+
+    def _conclude(self, trainer: pl.Trainer, file: str) -> dict[str, float]:
+        pictures = self.gathered.compute().cpu()
+        if trainer.is_global_zero:
+            self._show(trainer, pictures, file)
+        return self.judge.measure(pictures)
+
+    def _show(self, trainer: pl.Trainer, pictures: Tensor, file: str) -> None:
+        """A row per prompt: what the untuned model draws, then, with the same noise, what this one does."""
+        data = _data(trainer)
+        prompts = list(dict.fromkeys(probe.request.prompt for probe in data.probes))
+        each = len(data.probes) // len(prompts)
+        before = [read_picture(path) for path in data.base_pictures]
+        after = [to_pil_image(picture) for picture in pictures]
+        starts = range(0, len(after), each)
+        cells = [picture for i in starts for picture in (*before[i : i + each], *after[i : i + each])]
+        grid = tile(cells, columns=2 * each, labels=[f"untuned, tuned: {prompt}" for prompt in prompts])
+        show(trainer, VALIDATION, grid, run_folder(trainer) / VALIDATION / file)
+
+    def _judge(self, trainer: pl.Trainer, module: DreamBooth) -> Judge:
+        data = _data(trainer)
+        sets = [(concept, instance_pictures(concept)[0]) for concept in data.concepts]
+        return Judge(
+            data.probes,
+            [[read_picture(picture.path) for picture in pictures] for _, pictures in sets],
+            [[without(concept.identifier, picture.prompt) for picture in pictures] for concept, pictures in sets],
+            [concept.identifier or concept.instance_prompt for concept in data.concepts],
+            torch.stack([pil_to_tensor(read_picture(path)) for path in data.base_pictures]),
+            self.clip, self.dino, self.lpips, module.device,
+        )  # fmt: skip
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Begins to measure a finished model."""
+        self.judge = self._judge(trainer, pl_module)
+        self._begin(trainer)
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: list[Request], batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Takes the pictures of a batch."""
+        self._take(trainer, outputs, batch_idx)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Measures a finished model."""
+        self.history = [self._conclude(trainer, "pictures.png")]
+        if trainer.is_global_zero:
+            write_csv(run_folder(trainer) / TABLE, self.history)
+
+
+def _data(trainer: pl.Trainer) -> DreamBoothData:
+    return trainer.datamodule  # type: ignore[attr-defined]
+
+
+def _due(trainer: pl.Trainer, every_n_steps: int) -> bool:
+    return trainer.global_step % every_n_steps == 0 or trainer.global_step == trainer.max_steps
