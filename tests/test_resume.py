@@ -36,9 +36,8 @@ def left_behind(name: str) -> dict[str, object]:
     curves = {tag: [(e.step, e.value) for e in log.Scalars(tag)] for tag in log.Tags()["scalars"]}
     for timed in ("train/samples_per_second", "val/seconds"):
         curves.pop(timed)
-    pictures = {path.name: path.read_bytes() for path in sorted((folder / "samples").glob("*.png"))}
-    pictures |= {path.name: path.read_bytes() for path in sorted((folder / "validation").glob("*.png"))}
-    pictures["validation.csv"] = (folder / "validation.csv").read_bytes()
+    drawn = [*folder.glob("samples/*.png"), *folder.glob("validation/*.png"), folder / "validation.csv"]
+    pictures = {str(path.relative_to(folder)): path.read_bytes() for path in drawn}
     exported = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("exports/step-000006/unet/*"))}
     kept = ("state_dict", "optimizer_states", "lr_schedulers", "DreamBoothData", "global_step")
     images = [e.step for e in log.Images("samples")]
@@ -83,5 +82,5 @@ def test_stopping_and_resuming_equals_never_stopping(
     run(**settings, name="parts", ckpt_path="last")
     whole, parts = left_behind("whole"), left_behind("parts")
     assert len(whole["curves"]["train/loss"]) == 6
-    assert len(whole["pictures"]) == 4
+    assert len(whole["pictures"]) == 4 + 3 + 1
     assert_same(whole, parts)
