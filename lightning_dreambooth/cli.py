@@ -1,4 +1,4 @@
-"""The front door: `python -m lightning_dreambooth fit | validate | predict`."""
+"""The front door: `python -m lightning_dreambooth fit | validate | test | predict`."""
 
 import importlib
 import signal
@@ -17,6 +17,7 @@ from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 from torch.optim import Optimizer
 
+from lightning_dreambooth.benchmark import Benchmark
 from lightning_dreambooth.checkpoint_io import AtomicCheckpointIO
 from lightning_dreambooth.data import DreamBoothData
 from lightning_dreambooth.errors import InputError, Stopped, TrainingError
@@ -50,7 +51,7 @@ TRAINER_DEFAULTS = {
 
 
 class DreamBoothCLI(LightningCLI):
-    """LightningCLI with sections `model`, `data`, `trainer`, `samples`, `fidelity`, `checkpoint`, and a name."""
+    """LightningCLI with a section for each part of a run, and its name."""
 
     folder = RUNS  # until the run has a name
 
@@ -67,7 +68,7 @@ class DreamBoothCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """The verbs that train, measure or sample."""
         every = LightningCLI.subcommands()
-        return {verb: every[verb] for verb in ("fit", "validate", "predict")}
+        return {verb: every[verb] for verb in ("fit", "validate", "test", "predict")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds our sections, and links each value that two sections need, so that it is given once."""
@@ -78,6 +79,7 @@ class DreamBoothCLI(LightningCLI):
         )  # fmt: skip
         parser.add_lightning_class_args(Samples, "samples")
         parser.add_lightning_class_args(Fidelity, "fidelity")
+        parser.add_lightning_class_args(Benchmark, "benchmark")
         parser.add_lightning_class_args(Keep, "checkpoint")  # last: a state says that all else of its step is there
         for key in ("pretrained", "vae", "revision", "variant", "prior_weight", "train_text_encoder"):
             parser.link_arguments(f"model.{key}", f"data.{key}")
@@ -117,7 +119,11 @@ class DreamBoothCLI(LightningCLI):
                 whose = RUNS / (config.name or default)
                 raise InputError(f"there is no state in {whose}; name another run, or leave out --ckpt_path")
             # With `last`, the name has said whose state draws, and is taken.
-            self.folder = take_folder(None if config.ckpt_path == "last" else config.name, str(self.subcommand), None)
+            own = None if config.ckpt_path == "last" else config.name
+            if self.subcommand == "test":  # goes on with its own pictures, and refuses what is not its own
+                self.folder = RUNS / (own or f"test-{config.benchmark.subject}")
+            else:
+                self.folder = take_folder(own, str(self.subcommand), None)
         elif begins:
             self.folder = RUNS / (config.name or default)
             print(f"{self.folder} has no state yet: it begins at step 0", file=sys.stderr)
@@ -178,6 +184,17 @@ class DreamBoothCLI(LightningCLI):
         self.fidelity.check(self.datamodule)
         self._check_shares(len(self.datamodule.probe_batches), "fidelity.batch_size")
 
+    def before_test(self) -> None:
+        """Checks what is to be tested, and plans the pictures that are not there yet."""
+        self._check_base()
+        encoders = [encoder for encoder in (self.fidelity.clip, self.fidelity.dino) if encoder]
+        self.benchmark.plan(self.datamodule, self.folder, encoders)
+
+    @property
+    def benchmark(self) -> Benchmark:
+        """The section of that name."""
+        return self._get(self.config_init, "benchmark")
+
     def before_predict(self) -> None:
         """Checks what is to be drawn."""
         self._check_base()
@@ -227,6 +244,12 @@ class DreamBoothCLI(LightningCLI):
             judge = self.fidelity.judge
             print(figures_table(self.fidelity.history[-1], judge.before, judge.ceiling))
             print(f"{self.folder.name}: figures in {self.folder / TABLE}, pictures in {self.folder / VALIDATION}")
+
+    def after_test(self) -> None:
+        """Measures what all processes have drawn."""
+        if self.trainer.is_global_zero:
+            print(self.benchmark.measure(self.trainer.strategy.root_device))
+            print(f"{self.folder.name}: a row per picture in {self.folder}/pictures.csv, the table in summary.md")
 
     def after_predict(self) -> None:
         """Says where the pictures lie."""

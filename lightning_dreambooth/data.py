@@ -14,6 +14,7 @@ from lightning_dreambooth import checks, priors
 from lightning_dreambooth.concepts import Concept, given_concepts
 from lightning_dreambooth.dataset import OrderedLoader, PairDataset, ShardedOrder, digests, listed, views_of
 from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.gallery import Wanted
 from lightning_dreambooth.latents import LatentCache, embeddings
 from lightning_dreambooth.model_files import ModelFiles
 from lightning_dreambooth.priors import Recipe
@@ -127,6 +128,7 @@ class DreamBoothData(pl.LightningDataModule):
         self.checked = False
         self.resumed = (0, 0)
         self.learned: dict[str, str] = {}  # from setup on
+        self.wanted: list[Wanted] = []  # what `test` still has to draw
         self._check_values()
 
     def _check_values(self) -> None:
@@ -205,7 +207,7 @@ class DreamBoothData(pl.LightningDataModule):
         """Checks everything, for those who use this class without the command line."""
         if self.trainer and self.trainer.predicting:
             self.check_requests()
-        else:
+        elif not (self.trainer and self.trainer.testing):
             self.check(training=not (self.trainer and self.trainer.validating))
 
     def _class_images(self, concept: Concept) -> tuple[int, Recipe]:
@@ -312,6 +314,15 @@ class DreamBoothData(pl.LightningDataModule):
             self.dataset, batch_sampler=order, collate_fn=self.dataset.collate, worker_init_fn=let_go,
             num_workers=self.num_workers, pin_memory=trainer.strategy.root_device.type == "cuda",
         )  # fmt: skip
+
+    @cached_property
+    def wanted_batches(self) -> list[list[Request]]:
+        """The requests of `wanted`, in batches."""
+        return batches([request for _, request in self.wanted], self.sample_batch_size)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """The batches that this process draws, one empty batch if there are none."""
+        return DataLoader(share(self.wanted_batches) or [[]], batch_size=None)  # type: ignore[arg-type]
 
     @cached_property
     def request_batches(self) -> list[list[Request]]:

@@ -169,6 +169,10 @@ class DreamBooth(pl.LightningModule):
         """Requests => images, which `Fidelity` measures."""
         return self.predict_step(batch, batch_idx)
 
+    def test_step(self, batch: list[Request], batch_idx: int) -> Tensor:
+        """Requests => images, which `Benchmark` measures; none if nothing is left to draw."""
+        return self.predict_step(batch, batch_idx) if batch else torch.empty(0, 3, 0, 0)
+
     def draw(self, requests: list[Request], resolution_px: int) -> Tensor:
         """Requests => images in [0, 1], from the averaged weights if there are any."""
         with self.averaged():

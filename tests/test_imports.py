@@ -28,8 +28,8 @@ MAY_IMPORT = {
     "dataset": {"concepts", "disk", "draws", "latents", "pictures"},
     "checks": {"concepts", "errors", "pictures", "stable_diffusion"},
     "data": {
-        "checks", "concepts", "dataset", "errors", "latents", "model_files", "priors", "processes", "protocol",
-        "references", "sampling", "stable_diffusion",
+        "checks", "concepts", "dataset", "errors", "gallery", "latents", "model_files", "priors", "processes",
+        "protocol", "references", "sampling", "stable_diffusion",
     },
     "module": {
         "dataset", "diffusion", "draws", "errors", "model_files", "optimization", "sampling", "stable_diffusion",
@@ -50,20 +50,26 @@ MAY_IMPORT = {
         "concepts", "data", "encoders", "errors", "fidelity", "fixed_noise", "metrics", "module", "pictures",
         "processes", "protocol", "report", "samples", "sampling", "watch",
     },
+    "dreambench": {"errors", "pictures"},
+    "benchmark": {
+        "data", "dreambench", "encoders", "errors", "gallery", "metrics", "pictures", "processes", "protocol",
+        "report", "samples", "sampling",
+    },
     "keep": {
-        "data", "disk", "errors", "export", "module", "processes", "report", "samples", "states", "validation", "watch",
+        "data", "disk", "errors", "export", "module", "processes", "report", "samples", "states", "validation",
+        "watch",
     },
     "cli": {
-        "checkpoint_io", "data", "errors", "interruption", "keep", "module", "report", "runs", "samples", "states",
-        "validation", "watch",
+        "benchmark", "checkpoint_io", "data", "errors", "interruption", "keep", "module", "report", "runs", "samples",
+        "states", "validation", "watch",
     },
     "__init__": set(),
     "__main__": {"cli", "errors"},
 }  # fmt: skip
 ONLY_IN = {
     "pytorch_lightning": {
-        "data", "module", "watch", "interruption", "samples", "validation", "keep", "checkpoint_io", "runs", "cli",
-        "__main__",
+        "data", "module", "watch", "interruption", "samples", "validation", "benchmark", "keep", "checkpoint_io",
+        "runs", "cli", "__main__",
     },
     "huggingface_hub": {"model_files"},
     "diffusers": {"stable_diffusion", "sampling"},
