@@ -1,8 +1,12 @@
 """SIGINT and SIGTERM end a run after its step: saved, with the right exit code, without a hang."""
 
+import os
 import random
 import signal
+import subprocess
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import forked
@@ -13,6 +17,7 @@ from test_kill import WORDS
 from lightning_dreambooth.checkpoint_io import is_whole
 from lightning_dreambooth.states import newest_first
 
+ROOT = Path(__file__).parent.parent
 LONG = [*WORDS, "--trainer.max_steps=1000", "--checkpoint.every_n_steps=1000", "--samples.every_n_steps=1000"]
 
 pytestmark = pytest.mark.slow
@@ -63,3 +68,40 @@ def test_a_signal_before_training_ends_a_run_at_once(tmp_path: Path, number: sig
     run.send(number)
     assert run.wait() == 128 + number, run.said()
     assert f"stopped by {number.name}; what was written stays" in run.said()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_ends_a_run_saved_with_all_its_workers(
+    tmp_path: Path, number: signal.Signals, processes: int
+) -> None:
+    tiny.stable_diffusion(tmp_path / "tiny")
+    tiny.pictures(tmp_path / "girl", 5)
+    words = ["fit", *LONG, "--name=run", "--data.num_workers=2"]
+    words += [f"--trainer.devices={processes}", "--trainer.strategy=ddp"] if processes > 1 else []
+    output = tmp_path / "output"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "lightning_dreambooth", *words]
+    with output.open("w") as file:  # the leader of a group, as in a terminal; its workers are forked
+        run = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=file, stderr=file, start_new_session=True)
+    while members(run.pid) < processes * 3:  # each with two workers
+        assert run.poll() is None, output.read_text()
+        time.sleep(0.01)
+    time.sleep(2)
+    os.killpg(run.pid, number)
+    assert run.wait(20) == 128 + number, output.read_text()
+    said = output.read_text()
+    assert members(run.pid) == 0, said
+    assert is_whole(newest_first(tmp_path / "checkpoints/run/states")[0])
+    assert said.count(f"stopped by {number.name} after step") == 1
+    assert "Traceback" not in said
+
+
+def members(group: int) -> int:
+    """How many processes of a group there are."""
+    count = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended meanwhile
+            state, _, group_, *_ = (process / "stat").read_text().rpartition(")")[2].split()
+            count += int(group_) == group and state != "Z"
+    return count
