@@ -33,6 +33,11 @@ def small_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.clip(tmp_path_factory.mktemp("encoder") / "small")
 
 
+@pytest.fixture(scope="session")
+def small_dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.dino(tmp_path_factory.mktemp("encoder") / "vit")
+
+
 @pytest.fixture
 def model(tiny_sd: Path) -> StableDiffusion:
     return StableDiffusion.load(locate(str(tiny_sd)))

@@ -1,3 +1,4 @@
+import inspect
 import json
 import shutil
 from collections.abc import Callable
@@ -16,8 +17,11 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from lightning_dreambooth import cli
 from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.fixed_noise import PICTURES, STRATA
+from lightning_dreambooth.protocol import TRAINING_ROW, unet_evaluations
 from lightning_dreambooth.runs import take_folder
 from lightning_dreambooth.states import find_state
+from lightning_dreambooth.validation import Fidelity
 
 
 def opened(path: str | Path) -> Image.Image:
@@ -43,8 +47,9 @@ def sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_trains_to_an_export(
-    here: Path, tiny_sd: Path, sd15: Path, config: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    here: Path, tiny_sd: Path, sd15: Path, small_clip: Path, small_dino: Path, config: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     embedded = "toon" in config.stem.split("_")
     words = [f"--config={config}"]
     if config.stem == "low_memory":
@@ -57,7 +62,12 @@ def test_every_config_trains_to_an_export(
             tiny.pictures(here / "checkpoints/pictures" / name, 2)
     else:
         words.append("--data.instance_data_dir=girl")
-    settings = {
+    settings: dict[str, object] = {"fidelity.clip_model": small_clip, "fidelity.steps": 1}
+    if not embedded:
+        settings |= {"fidelity.clip_pretrained": "null", "fidelity.dino": small_dino}
+    if config.stem == "toon":
+        settings["data.held_out_dir"] = "girl"
+    settings |= {
         "model.pretrained": tiny_sd if embedded else sd15, "data.num_class_images": 2, "data.class_steps": 1,
         "data.resolution": 32, "samples.num_images": 1, "samples.steps": 1, "trainer.max_steps": 1,
         "trainer.accelerator": "cpu", "trainer.log_every_n_steps": 1, "trainer.enable_progress_bar": "false",
@@ -69,6 +79,21 @@ def test_every_config_trains_to_an_export(
     assert finished.folder == Path("checkpoints", config.stem)
     pipeline = StableDiffusionPipeline.from_pretrained(finished.folder / "exports/step-000001")
     assert pipeline.unet.config.sample_size == 8
+    if not embedded:
+        steps = yaml.safe_load(config.read_text()).get("trainer", {}).get("max_steps", 800)
+        assert measured_share(finished, steps) < 0.25
+
+
+def measured_share(finished: cli.DreamBoothCLI, steps: int) -> float:
+    """What measuring costs in a run of so many steps, as a part of what its training costs."""
+    fidelity, data = finished.fidelity, finished.datamodule
+    sampling_steps = inspect.signature(Fidelity).parameters["steps"].default  # this run had fewer
+    requests = [probe.request._replace(steps=sampling_steps) for probe in data.probes]
+    pictures = sum(map(unet_evaluations, requests)) * (1 + steps // fidelity.every_n_steps)
+    sets = 1 + data.with_prior
+    losses = STRATA * PICTURES * sets * (1 + steps // fidelity.losses_every_n_steps)
+    assert len(data.probes) >= 4
+    return (pictures + losses) / (steps * data.batch_size * sets * TRAINING_ROW)
 
 
 def test_the_summary_says_where_everything_lies(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,9 +98,9 @@ def test_lpips_also_reads_the_file_that_torchvision_publishes(tmp_path: Path) ->
 
 
 def test_a_text_is_too_long_from_the_first_token_that_is_cut(clip: Clip) -> None:
-    fits = " ".join(["girl"] * 14)  # and the start and the end
+    fits = " ".join(["girl"] * 46)  # and the start and the end
     clip.check_texts([fits])
-    with pytest.raises(InputError, match="reads 16 tokens"):
+    with pytest.raises(InputError, match="reads 48 tokens"):
         clip.check_texts([fits + " girl"])
     with pytest.raises(InputError, match="empty without its identifier"):
         clip.check_texts([""])

@@ -176,7 +176,7 @@ def test_held_out_pictures_are_measured_and_not_trained_on(here: Path, measured:
         ({"fidelity__dino": "nowhere"}, "dino nowhere is neither a folder here nor a model"),
         ({"fidelity__lpips": "nowhere.pth"}, "nowhere.pth is not a file"),
         ({"fidelity__prompts": "[sks]"}, "empty without its identifier"),
-        ({"fidelity__prompts": f"[{'girl ' * 20}]"}, "reads 16 tokens"),
+        ({"fidelity__prompts": f"[{'girl ' * 60}]"}, "reads 48 tokens"),
         ({"data__held_out_dir": "nothing"}, "nothing is not a folder"),
     ],
 )

@@ -94,7 +94,7 @@ def clip(folder: Path, seed: int = 0) -> Path:
         "embed_dim": 16,
         "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
         "text_cfg": {
-            "context_length": 16, "vocab_size": len(words), "width": 32, "heads": 2, "layers": 2,
+            "context_length": 48, "vocab_size": len(words), "width": 32, "heads": 2, "layers": 2,
             "hf_tokenizer_name": "here", "eos_id": words.eos_token_id, "pad_id": words.pad_token_id, "pool_type": "eos",
         },
     }  # fmt: skip

@@ -44,10 +44,10 @@ function save(path, fragment, random, background, size_px) {
   writePng(path, rasterize(place(fragment, pose(random)), BACKGROUND[background], size_px).pixels, size_px);
 }
 
-/** `count` pictures of `look(index)`, each with its own expression, pose and background. */
-function renderSet(name, count, look) {
+/** Pictures `first` to `last` of `look(index)`, each with its own expression, pose and background. */
+function renderSet(name, first, last, look) {
   mkdirSync(`${PICTURES}/${name}`, { recursive: true });
-  for (let index = 0; index < count; index++) {
+  for (let index = first; index <= last; index++) {
     const random = dice(`${name} ${index}`);
     const fragment = character(look(index), nth(EYES, index, 3), nth(EYEBROWS, index, 3), nth(MOUTHS, index, 5));
     const background = nth(Object.keys(BACKGROUND), index, 3);
@@ -81,8 +81,9 @@ function renderRandom(split, index) {
   return JSON.stringify({ file, split, kind: 'face', medium: 'adventurer', ...labels, background, degraded: null });
 }
 
-renderSet('sks_girl', 16, () => HERO);
-renderSet('sks_style', 18, styleLook);
+renderSet('sks_girl', 0, 15, () => HERO);
+renderSet('sks_girl_held_out', 16, 19, () => HERO);
+renderSet('sks_style', 0, 17, styleLook);
 const rows = Object.entries(CLASSIFIER_COUNT).flatMap(([split, count]) => {
   mkdirSync(`${CLASSIFIER}/${split}`, { recursive: true });
   return [...Array(count).keys()].map((index) => renderRandom(split, index));
