@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn.functional import normalize
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from lightning_dreambooth import draws
 
@@ -111,5 +112,5 @@ class Gathered(Metric):
 
     def compute(self) -> UInt8[Tensor, "n 3 height width"]:
         """The pictures of all processes."""
-        numbers, pictures = (torch.cat(list(state)) for state in (self.numbers, self.pictures))
+        numbers, pictures = dim_zero_cat(self.numbers), dim_zero_cat(self.pictures)
         return pictures[numbers.argsort()]

@@ -3,12 +3,15 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import open_clip
 import pytest
+import timm
 import tiny
 import torch
 from PIL import Image
 from probes import scalars
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from timm.models import save_for_hf
 
 from lightning_dreambooth import cli
 
@@ -206,3 +209,23 @@ def test_validate_without_an_encoder_has_nothing_to_measure_with(
     with pytest.raises(SystemExit):
         run("validate")
     assert "give fidelity.clip_model or fidelity.dino" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_true_shapes_of_clip_dino_and_lpips_pass_through(here: Path, run: Run, tmp_path: Path) -> None:
+    """ViT-B-32, ViT-S/16 and AlexNet with random weights from local files, in a whole run."""
+    clip = open_clip.create_model("ViT-B-32-quickgelu", pretrained=None)
+    save_file({name: value.contiguous() for name, value in clip.state_dict().items()}, tmp_path / "b32.safetensors")
+    vit = timm.create_model("vit_small_patch16_224.dino", pretrained=False)
+    save_for_hf(vit, tmp_path / "dino-vits16", safe_serialization=True)
+    encoders = {
+        "clip_model": "ViT-B-32-quickgelu", "clip_pretrained": tmp_path / "b32.safetensors",
+        "dino": tmp_path / "dino-vits16", "lpips": tiny.alexnet(tmp_path / "alexnet.safetensors"),
+    }  # fmt: skip
+    given = {f"fidelity__{name}": value for name, value in encoders.items()}
+    tiny.pictures(here / "large", 3, size_px=80)
+    run(**given, data__instance_data_dir="large", fidelity__steps=2, fidelity__every_n_steps=2, data__identifier="sks", data__resolution=64)
+    rows = table(here / "checkpoints/dreambooth")
+    for name in ("clip_i", "clip_t", "dino", "pres", "drift", "nearest", "div", "score"):
+        assert -1 <= rows[-1][name] <= 2
+    assert not any("/" in name and not name.startswith(("loss", "score")) for name in rows[-1])
