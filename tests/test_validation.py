@@ -224,7 +224,8 @@ def test_the_true_shapes_of_clip_dino_and_lpips_pass_through(here: Path, run: Ru
     }  # fmt: skip
     given = {f"fidelity__{name}": value for name, value in encoders.items()}
     tiny.pictures(here / "large", 3, size_px=80)
-    run(**given, data__instance_data_dir="large", fidelity__steps=2, fidelity__every_n_steps=2, data__identifier="sks", data__resolution=64)
+    settings = {"data__instance_data_dir": "large", "data__resolution": 64, "data__identifier": "sks"}
+    run(**given, **settings, fidelity__steps=2, fidelity__every_n_steps=2)
     rows = table(here / "checkpoints/dreambooth")
     for name in ("clip_i", "clip_t", "dino", "pres", "drift", "nearest", "div", "score"):
         assert -1 <= rows[-1][name] <= 2
