@@ -17,7 +17,7 @@ from lightning_dreambooth.encoders import Clip, Encoder
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.gallery import Wanted
 from lightning_dreambooth.pictures import read_picture, tile, write_png
-from lightning_dreambooth.processes import count, rank
+from lightning_dreambooth.processes import first_of
 from lightning_dreambooth.protocol import without
 from lightning_dreambooth.report import markdown, write_csv, write_json, write_text
 from lightning_dreambooth.samples import picture_name
@@ -109,8 +109,8 @@ class Benchmark(Callback):
         starts = range(0, len(files), self.batch_size)
         cut = [self.wanted[i : i + self.batch_size] for i in starts]
         # Whole batches, for a picture may depend on its neighbours in the last bit.
-        data.wanted = [each for part in cut if not all(path.is_file() for path, _ in part) for each in part]
-        data.sample_batch_size = self.batch_size
+        self.missing = [each for part in cut if not all(path.is_file() for path, _ in part) for each in part]
+        data.requests, data.sample_batch_size = [request for _, request in self.missing], self.batch_size
 
     def _check_record(self, file: Path) -> None:
         if not file.parent.exists():
@@ -131,12 +131,10 @@ class Benchmark(Callback):
     ) -> None:  # fmt: skip
         """Writes the pictures of a batch."""
         data: DreamBoothData = trainer.datamodule  # type: ignore[attr-defined]
-        number = batch_idx * count() + rank()  # as they were shared out
-        first = sum(len(earlier) for earlier in data.wanted_batches[:number])
-        for place, (image, request) in enumerate(zip(as_bytes(outputs).cpu(), batch, strict=True), start=first):
-            about = request._asdict() | {"model": self.record["model"]}
-            if not data.wanted[place].path.is_file():
-                write_png(to_pil_image(image), data.wanted[place].path, about)
+        first = first_of(data.request_batches, batch_idx)
+        for (path, request), image in zip(self.missing[first:], as_bytes(outputs).cpu(), strict=False):
+            if not path.is_file():
+                write_png(to_pil_image(image), path, request._asdict() | {"model": self.record["model"]})
 
     def measure(self, device: torch.device) -> str:
         """Measures all pictures, writes the tables and returns the short one."""

@@ -14,7 +14,6 @@ from lightning_dreambooth import checks, priors
 from lightning_dreambooth.concepts import Concept, given_concepts
 from lightning_dreambooth.dataset import OrderedLoader, PairDataset, ShardedOrder, digests, listed, views_of
 from lightning_dreambooth.errors import InputError
-from lightning_dreambooth.gallery import Wanted
 from lightning_dreambooth.latents import LatentCache, embeddings
 from lightning_dreambooth.model_files import ModelFiles
 from lightning_dreambooth.priors import Recipe
@@ -59,7 +58,7 @@ class DreamBoothData(pl.LightningDataModule):
         prior_weight: Linked to model.prior_weight.
         train_text_encoder: Linked to model.train_text_encoder.
         seed: Linked to seed_everything.
-        requests: The pictures that `predict` draws; linked to `samples`.
+        requests: The pictures that `predict` or `test` draws; linked to `samples`, set by `benchmark`.
         sample_batch_size: Linked to samples.batch_size.
         protocol: What is drawn to be measured; linked to `fidelity`.
     """
@@ -128,7 +127,6 @@ class DreamBoothData(pl.LightningDataModule):
         self.checked = False
         self.resumed = (0, 0)
         self.learned: dict[str, str] = {}  # from setup on
-        self.wanted: list[Wanted] = []  # what `test` still has to draw
         self._check_values()
 
     def _check_values(self) -> None:
@@ -316,15 +314,6 @@ class DreamBoothData(pl.LightningDataModule):
         )  # fmt: skip
 
     @cached_property
-    def wanted_batches(self) -> list[list[Request]]:
-        """The requests of `wanted`, in batches."""
-        return batches([request for _, request in self.wanted], self.sample_batch_size)
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """The batches that this process draws, one empty batch if there are none."""
-        return DataLoader(share(self.wanted_batches) or [[]], batch_size=None)  # type: ignore[arg-type]
-
-    @cached_property
     def request_batches(self) -> list[list[Request]]:
         """The requested pictures, in batches of equal settings."""
         return batches(self.requests, self.sample_batch_size)
@@ -332,3 +321,7 @@ class DreamBoothData(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         """The batches that this process draws."""
         return DataLoader(share(self.request_batches), batch_size=None)  # type: ignore[arg-type]
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """The batches that this process draws, one empty batch if nothing is left."""
+        return DataLoader(share(self.request_batches) or [[]], batch_size=None)  # type: ignore[arg-type]

@@ -38,6 +38,11 @@ def share(things: Sequence[T]) -> Sequence[T]:
     return things[rank() :: count()]
 
 
+def first_of(batches: Sequence[Sequence[Any]], index: int) -> int:
+    """Where the index-th batch that `share` gave to this process begins, counted in all that lie before it."""
+    return sum(len(batch) for batch in batches[: index * count() + rank()])
+
+
 def wait() -> None:
     """Returns when all processes are here; asks now and then, so that a signal is heard meanwhile."""
     if dist.is_initialized():

@@ -14,7 +14,7 @@ from lightning_dreambooth.data import DreamBoothData
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.module import DreamBooth
 from lightning_dreambooth.pictures import View, crop, read_picture, read_text, tile, write_png
-from lightning_dreambooth.processes import count, rank, wait
+from lightning_dreambooth.processes import first_of, wait
 from lightning_dreambooth.sampling import Request, Sampler, as_bytes, batches, check_request
 from lightning_dreambooth.watch import stepped
 
@@ -135,8 +135,7 @@ class Samples(Callback):
     ) -> None:  # fmt: skip
         """Writes each picture with all that made it."""
         data: DreamBoothData = trainer.datamodule  # type: ignore[attr-defined]
-        number = batch_idx * count() + rank()  # as they were shared out
-        first = sum(len(earlier) for earlier in data.request_batches[:number])
+        first = first_of(data.request_batches, batch_idx)
         for place, (image, request) in enumerate(zip(as_bytes(outputs).cpu(), batch, strict=True), start=first):
             about = request._asdict() | {"model": pl_module.pretrained}
             write_png(to_pil_image(image), self.folder / picture_name(place, request), about)

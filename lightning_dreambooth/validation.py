@@ -20,7 +20,7 @@ from lightning_dreambooth.fixed_noise import STRATA, encoded, fixed_losses
 from lightning_dreambooth.metrics import Gathered
 from lightning_dreambooth.module import DreamBooth
 from lightning_dreambooth.pictures import read_picture, tile
-from lightning_dreambooth.processes import count, rank, share
+from lightning_dreambooth.processes import first_of, rank, share
 from lightning_dreambooth.protocol import Protocol, StatedPrompt, unet_evaluations, without
 from lightning_dreambooth.report import Row, best, write_csv
 from lightning_dreambooth.samples import run_folder, show
@@ -201,8 +201,7 @@ class Fidelity(Callback):
         """Takes the pictures of this process's number-th batch."""
         if not images.isfinite().all():
             raise TrainingError(f"step {trainer.global_step}: the model draws NaN; lower the learning rate")
-        earlier = _data(trainer).probe_batches[: number * count() + rank()]  # as they were shared out
-        first = sum(len(requests) for requests in earlier)
+        first = first_of(_data(trainer).probe_batches, number)
         self.gathered.update(torch.arange(first, first + len(images), device=images.device), as_bytes(images))
 
     def _conclude(self, trainer: pl.Trainer, file: str) -> dict[str, float]:

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "dataset": {"concepts", "disk", "draws", "latents", "pictures"},
     "checks": {"concepts", "errors", "pictures", "stable_diffusion"},
     "data": {
-        "checks", "concepts", "dataset", "errors", "gallery", "latents", "model_files", "priors", "processes",
+        "checks", "concepts", "dataset", "errors", "latents", "model_files", "priors", "processes",
         "protocol", "references", "sampling", "stable_diffusion",
     },
     "module": {
