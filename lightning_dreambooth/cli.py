@@ -1,6 +1,5 @@
 """The front door: `python -m lightning_dreambooth fit | validate | test | predict`."""
 
-import importlib
 import signal
 import sys
 import time
@@ -15,24 +14,23 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
-from torch.optim import Optimizer
 
+from lightning_dreambooth.arguments import add_sections, check_optimizer, with_example
 from lightning_dreambooth.benchmark import Benchmark
 from lightning_dreambooth.checkpoint_io import AtomicCheckpointIO
 from lightning_dreambooth.data import DreamBoothData
 from lightning_dreambooth.errors import InputError, Stopped, TrainingError
 from lightning_dreambooth.interruption import SIGNALS, Interruption
-from lightning_dreambooth.keep import EXPORTS, Keep, best_first
+from lightning_dreambooth.keep import EXPORTS, best_first
 from lightning_dreambooth.module import DreamBooth
 from lightning_dreambooth.report import choice, figures_table, share_of_training
 from lightning_dreambooth.runs import RUNS, default_name, is_first, take_folder
-from lightning_dreambooth.samples import SAMPLES, Samples
+from lightning_dreambooth.samples import SAMPLES
 from lightning_dreambooth.states import check_base, find_state, read_state
 from lightning_dreambooth.validation import TABLE, VALIDATION, Fidelity
 from lightning_dreambooth.watch import Watch
 
 PROG = "python -m lightning_dreambooth"
-EXAMPLE = Path(__file__).parent.parent / "configs" / "toon.yaml"
 
 STRATEGIES = (SingleDeviceStrategy, DDPStrategy)  # tried; others keep parts of the weights in each process
 
@@ -71,26 +69,8 @@ class DreamBoothCLI(LightningCLI):
         return {verb: every[verb] for verb in ("fit", "validate", "test", "predict")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds our sections, and links each value that two sections need, so that it is given once."""
-        parser.add_argument(
-            "--name", type=str | None, default=None,
-            help="Name of the run; everything it writes lies in checkpoints/<name>. With --ckpt_path last, validate "
-            "and predict take it for the run whose state draws. (default: the config's name, or the verb)",
-        )  # fmt: skip
-        parser.add_lightning_class_args(Samples, "samples")
-        parser.add_lightning_class_args(Fidelity, "fidelity")
-        parser.add_lightning_class_args(Benchmark, "benchmark")
-        parser.add_lightning_class_args(Keep, "checkpoint")  # last: a state says that all else of its step is there
-        for key in ("pretrained", "vae", "revision", "variant", "prior_weight", "train_text_encoder"):
-            parser.link_arguments(f"model.{key}", f"data.{key}")
-        parser.link_arguments("seed_everything", "model.seed")
-        parser.link_arguments("seed_everything", "data.seed")
-        parser.link_arguments("samples.batch_size", "data.sample_batch_size")
-        parser.link_arguments(
-            "samples", "data.requests", lambda samples: samples.requests(samples.prompts or []), apply_on="instantiate"
-        )
-
-        parser.link_arguments("fidelity", "data.protocol", lambda fidelity: fidelity.protocol, apply_on="instantiate")
+        """Adds our sections."""
+        add_sections(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the given words, or the example's config."""
@@ -265,31 +245,6 @@ class LogConfig(SaveConfigCallback):
         if isinstance(trainer.logger, TensorBoardLogger):
             text = self.parser.dump(self.config, skip_none=False)
             trainer.logger.experiment.add_text("config", f"```yaml\n{text}\n```")
-
-
-def check_optimizer(given: Any) -> None:
-    """Refuses whatever is no optimizer: the parser would call any function that a config names.
-
-    Raises:
-        InputError: if it is none.
-    """
-    path = getattr(given, "class_path", None)
-    if path is None:
-        return
-    module, _, name = str(path).rpartition(".")
-    kind = getattr(importlib.import_module(module), name, None)
-    if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
-        raise InputError(f"model.optimizer is {path}, which is no torch.optim.Optimizer")
-
-
-def with_example(args: list[str]) -> list[str]:
-    """`fit` without a config and without model or data flags learns the bundled character."""
-    own = ("-c", "--config", "--model", "--data", "-h", "--help", "--print_config")
-    if args[:1] != ["fit"] or any(word.startswith(own) for word in args[1:]):
-        return args
-    if not EXAMPLE.is_file():
-        raise InputError(f"the example {EXAMPLE.name} is not installed here; give --config")
-    return ["fit", "--config", str(EXAMPLE), *args[1:]]
 
 
 def main(args: list[str] | None = None) -> DreamBoothCLI:

@@ -12,7 +12,7 @@ from lightning_dreambooth import states
 from lightning_dreambooth.data import DreamBoothData
 from lightning_dreambooth.disk import check_room, remove_parts
 from lightning_dreambooth.errors import InputError
-from lightning_dreambooth.export import export, score_of
+from lightning_dreambooth.export import FIGURES, export, score_of
 from lightning_dreambooth.module import DreamBooth
 from lightning_dreambooth.processes import LOCK, acquired
 from lightning_dreambooth.report import Row
@@ -83,8 +83,11 @@ class Keep(Callback):
             check_room(run_folder(trainer), trained * copies * 4 + exported * self.dtype.itemsize)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """What is resumed has been saved."""
+        """What is resumed has been saved, but for the figures that a stop did not leave the time for."""
         self.saved_step = trainer.global_step
+        stale = self._export(trainer).is_dir() and not (self._export(trainer) / FIGURES).is_file()
+        if trainer.global_step > 0 and self._measured(trainer) and (stale or self._is_among_the_best(trainer)):
+            self._save_export(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Saves when it is time.
@@ -119,9 +122,11 @@ class Keep(Callback):
     def _save_export(self, trainer: pl.Trainer, module: DreamBooth) -> None:
         if trainer.is_global_zero:
             data: DreamBoothData = trainer.datamodule  # type: ignore[attr-defined]
-            folder = run_folder(trainer) / EXPORTS / f"step-{trainer.global_step:06d}"
-            export(module, data, folder, self.dtype, self._measured(trainer))
+            export(module, data, self._export(trainer), self.dtype, self._measured(trainer))
             self._prune(trainer)
+
+    def _export(self, trainer: pl.Trainer) -> Path:
+        return run_folder(trainer) / EXPORTS / f"step-{trainer.global_step:06d}"
 
     def _prune(self, trainer: pl.Trainer) -> None:
         if not trainer.is_global_zero:

@@ -15,7 +15,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision.transforms.functional import pil_to_tensor
 
-from lightning_dreambooth import cli
+from lightning_dreambooth import arguments, cli
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.fixed_noise import PICTURES, STRATA
 from lightning_dreambooth.protocol import TRAINING_ROW, unet_evaluations
@@ -366,15 +366,16 @@ def test_predict_from_a_state_that_is_not_there_is_refused(complaint: Complaint,
 
 @pytest.mark.parametrize("own", ["--config=x.yaml", "-c", "--model.prior_weight=1", "--data.instance_prompt=x"])
 def test_the_example_does_not_leak_into_a_run_that_names_its_own(own: str) -> None:
-    assert cli.with_example(["fit", own]) == ["fit", own]
+    assert arguments.with_example(["fit", own]) == ["fit", own]
 
 
 def test_fit_alone_learns_the_bundled_character() -> None:
-    assert cli.with_example(["fit", "--trainer.max_steps=9"])[1:3] == ["--config", str(ROOT / "configs/toon.yaml")]
-    assert cli.with_example(["predict"]) == ["predict"]
+    words = arguments.with_example(["fit", "--trainer.max_steps=9"])
+    assert words[1:3] == ["--config", str(ROOT / "configs/toon.yaml")]
+    assert arguments.with_example(["predict"]) == ["predict"]
 
 
 def test_where_the_example_is_not_installed_one_line_asks_for_a_config(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "EXAMPLE", Path("nowhere/toon.yaml"))
+    monkeypatch.setattr(arguments, "EXAMPLE", Path("nowhere/toon.yaml"))
     with pytest.raises(InputError, match=r"toon\.yaml is not installed here; give --config"):
-        cli.with_example(["fit"])
+        arguments.with_example(["fit"])

@@ -59,9 +59,10 @@ MAY_IMPORT = {
         "data", "disk", "errors", "export", "module", "processes", "report", "samples", "states", "validation",
         "watch",
     },
+    "arguments": {"benchmark", "errors", "keep", "samples", "validation"},
     "cli": {
-        "benchmark", "checkpoint_io", "data", "errors", "interruption", "keep", "module", "report", "runs", "samples",
-        "states", "validation", "watch",
+        "arguments", "benchmark", "checkpoint_io", "data", "errors", "interruption", "keep", "module", "report", "runs",
+        "samples", "states", "validation", "watch",
     },
     "__init__": set(),
     "__main__": {"cli", "errors"},
@@ -69,7 +70,7 @@ MAY_IMPORT = {
 ONLY_IN = {
     "pytorch_lightning": {
         "data", "module", "watch", "interruption", "samples", "validation", "benchmark", "keep", "checkpoint_io",
-        "runs", "cli", "__main__",
+        "runs", "arguments", "cli", "__main__",
     },
     "huggingface_hub": {"model_files"},
     "diffusers": {"stable_diffusion", "sampling"},

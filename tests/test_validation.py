@@ -144,6 +144,18 @@ def test_training_stops_when_the_score_no_longer_grows(here: Path, measured: Run
     assert f"step-{len(scores):06d}.ckpt" in {path.name for path in (here / "checkpoints/dreambooth/states").iterdir()}
 
 
+def test_a_step_that_a_stop_left_unmeasured_is_measured_when_the_run_goes_on(here: Path, measured: Run) -> None:
+    every = {"checkpoint__keep_exports": 5, "checkpoint__every_n_steps": 1}
+    measured(name="whole", **every)
+    with pytest.raises(SystemExit):
+        measured("fit", "--trainer.callbacks+=probes.Stopper", "--trainer.callbacks.at=1", name="parts", **every)
+    assert [row["step"] for row in table(here / "checkpoints/parts")] == [0, 1]
+    measured(name="parts", ckpt_path="last", **every)
+    assert table(here / "checkpoints/parts") == table(here / "checkpoints/whole")
+    figures = [here / f"checkpoints/{name}/exports/step-000002/validation.json" for name in ("whole", "parts")]
+    assert figures[0].read_bytes() == figures[1].read_bytes()
+
+
 def test_several_concepts_show_whose_face_appears_under_whose_prompt(here: Path, measured: Run) -> None:
     tiny.pictures(here / "boy", 3, size_px=48)
     concepts = [
