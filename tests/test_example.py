@@ -53,10 +53,12 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs of the example, and sixteen pictures of each prompt before and after."""
     folder = tmp_path_factory.mktemp("example")
     (folder / "checkpoints").mkdir()
-    for shipped in ("toonbase", "pictures"):
+    for shipped in ("toonbase", "toonclip", "pictures"):
         (folder / "checkpoints" / shipped).symlink_to(ROOT / "checkpoints" / shipped)
-    assert "pipeline in checkpoints/toon/exports/step-000400" in run(folder, "fit")
-    for model, pretrained in {"base": "toonbase", "tuned": "toon/exports/step-000400"}.items():
+    summary = run(folder, "fit")
+    export = re.search(r"pipeline in checkpoints/(toon/exports/step-\d{6})$", summary)[1]
+    (folder / "tuned").symlink_to(folder / "checkpoints" / export)
+    for model, pretrained in {"base": "toonbase", "tuned": export}.items():
         for kind, prompt in PROMPTS.items():
             run(
                 folder, "predict", f"--name={model}-{kind}", f"--model.pretrained=checkpoints/{pretrained}",
@@ -83,7 +85,7 @@ def test_the_example_learns_the_character_and_keeps_the_class(example: Path) -> 
 
 
 def test_plain_diffusers_draws_the_same_pictures_from_the_export(example: Path) -> None:
-    pipeline = StableDiffusionPipeline.from_pretrained(example / "checkpoints/toon/exports/step-000400")
+    pipeline = StableDiffusionPipeline.from_pretrained(example / "tuned")
     pipeline.set_progress_bar_config(disable=True)
     for seed in (0, 1):
         expected = pipeline(
