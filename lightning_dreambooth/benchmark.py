@@ -12,12 +12,13 @@ from torchvision.transforms.functional import to_pil_image
 
 from lightning_dreambooth import metrics
 from lightning_dreambooth.data import DreamBoothData
+from lightning_dreambooth.disk import sha256
 from lightning_dreambooth.dreambench import Subject, read_subject
 from lightning_dreambooth.encoders import Clip, Encoder
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.gallery import Wanted
 from lightning_dreambooth.pictures import read_picture, tile, write_png
-from lightning_dreambooth.processes import first_of
+from lightning_dreambooth.processes import first_of, wait
 from lightning_dreambooth.protocol import without
 from lightning_dreambooth.report import markdown, write_csv, write_json, write_text
 from lightning_dreambooth.samples import picture_name
@@ -46,7 +47,6 @@ class Benchmark(Callback):
     Args:
         folder: Folder with `prompts_and_classes.txt` and a folder per subject, as google/dreambooth has them.
         subject: Name of the subject the model was tuned on.
-        identifier: The word it was tuned with.
         num_images: Pictures per prompt; the paper draws 4.
         seed: Seed of the first picture of each prompt; the next ones count up.
         negative_prompt: What guidance leads away from.
@@ -60,7 +60,6 @@ class Benchmark(Callback):
         self,
         folder: str = "data/dreambench",
         subject: str | None = None,
-        identifier: str = "sks",
         num_images: int = 4,
         seed: int = 0,
         negative_prompt: str = "",
@@ -76,12 +75,15 @@ class Benchmark(Callback):
         check_request(Request("", seed, *self.settings))
         self.folder = folder
         self.subject_name = subject
-        self.identifier = identifier
         self.seeds = range(seed, seed + num_images)
         self.batch_size = batch_size
 
-    def plan(self, data: DreamBoothData, run: Path, encoders: Sequence[Encoder]) -> None:
+    def plan(
+        self, data: DreamBoothData, run: Path, encoders: Sequence[Encoder], state: Path | None, precision: str
+    ) -> None:
         """Reads the subject, and tells `data` which pictures are still to be drawn.
+
+        The model is that of `data`, or that of a state; its identifier is `data.identifier`.
 
         Raises:
             InputError: if there is no such subject, nothing to measure with, or the run's folder holds another test.
@@ -90,20 +92,25 @@ class Benchmark(Callback):
             raise InputError("nothing to test: give benchmark.subject, and benchmark.folder where its pictures lie")
         if not encoders:
             raise InputError("nothing to measure with: give fidelity.clip_model or fidelity.dino")
+        self.identifier = data.flags["identifier"]
+        if not self.identifier:
+            raise InputError("give data.identifier, the word that the model was tuned with, such as sks")
         self.subject: Subject = read_subject(Path(self.folder), self.subject_name)
         self.encoders, self.run = encoders, run
         prompts = [prompt.format(self.identifier, self.subject.class_name) for prompt in self.subject.prompts]
         requests = [Request(prompt, seed, *self.settings) for prompt in prompts for seed in self.seeds]
         self.texts = [without(self.identifier, request.prompt) for request in requests]
         for encoder in encoders:
+            encoder.check()
             if isinstance(encoder, Clip):
                 encoder.check_texts(self.texts)
         files = [run / PICTURES / picture_name(place, request) for place, request in enumerate(requests)]
         self.wanted = [Wanted(file, request) for file, request in zip(files, requests, strict=True)]
         self.record = {
-            "model": data.files.fingerprint, "subject": self.subject.name, "identifier": self.identifier,
-            "prompts": len(prompts), "images_per_prompt": len(self.seeds), "resolution_px": data.resolution_px,
-            "settings": list(self.settings), "seed": self.seeds[0],
+            "model": data.files.fingerprint, "state": state and sha256(state)[:16], "subject": self.subject.name,
+            "identifier": self.identifier, "prompts": list(dict.fromkeys(prompts)), "seed": self.seeds[0],
+            "images_per_prompt": len(self.seeds), "settings": list(self.settings), "batch_size": self.batch_size,
+            "resolution_px": data.resolution_px, "precision": precision,
         }  # fmt: skip
         self._check_record(run / RECORD)
         starts = range(0, len(files), self.batch_size)
@@ -136,13 +143,18 @@ class Benchmark(Callback):
             if not path.is_file():
                 write_png(to_pil_image(image), path, request._asdict() | {"model": self.record["model"]})
 
+    def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Waits until all processes have written theirs."""
+        wait()
+
     def measure(self, device: torch.device) -> str:
         """Measures all pictures, writes the tables and returns the short one."""
         pictures = [read_picture(path) for path, _ in self.wanted]
         real = [read_picture(path) for path in self.subject.pictures]
         rows: list[dict[str, Any]] = [
-            {"prompt": request.prompt, "text": text, "file": path.name} | request._asdict() | {
+            {"subject": self.subject.name, "file": path.name, "text": text} | request._asdict() | {
                 "prompt_form": f"{self.identifier} {self.subject.class_name}, text without the identifier",
+                **{key: self.record[key] for key in ("model", "state", "resolution_px", "precision")},
             }
             for (path, request), text in zip(self.wanted, self.texts, strict=True)
         ]  # fmt: skip

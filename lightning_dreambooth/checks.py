@@ -57,12 +57,12 @@ def check_concept(concept: Concept, needs_class: bool, resolution_px: int) -> No
     if needs_class and Path(str(concept.class_data_dir)).resolve() == Path(concept.instance_data_dir).resolve():
         raise InputError(f"{concept.class_data_dir} is class_data_dir and instance_data_dir; give each its own folder")
     if concept.identifier and concept.identifier not in concept.instance_prompt:
-        _warn(f"the identifier {concept.identifier!r} does not occur in the prompt {concept.instance_prompt!r}")
+        warn(f"the identifier {concept.identifier!r} does not occur in the prompt {concept.instance_prompt!r}")
     pictures, skipped = instance_pictures(concept)
     if not pictures:
         raise InputError(f"{concept.instance_data_dir} holds no pictures; put 3 to 20 of the subject there")
     if skipped:
-        _warn(f"{concept.instance_data_dir}: skipped {skipped} files that are no pictures")
+        warn(f"{concept.instance_data_dir}: skipped {skipped} files that are no pictures")
     _look_at([picture.path for picture in pictures], resolution_px)
     if concept.held_out_dir and not held_out_pictures(concept):
         raise InputError(f"{concept.held_out_dir} is held_out_dir and holds no pictures; put some there")
@@ -75,18 +75,18 @@ def _look_at(paths: list[Path], resolution_px: int) -> None:
     for path in paths:
         picture = read_picture(path)
         if min(picture.size) < resolution_px:
-            _warn(f"{path} is {picture.width} x {picture.height} px, smaller than the resolution {resolution_px}")
+            warn(f"{path} is {picture.width} x {picture.height} px, smaller than the resolution {resolution_px}")
         if len(paths) <= HANDFUL:
             seen.append(picture.resize((64, 64), Image.Resampling.BOX))
     for i, j in near_identical(seen):
-        _warn(f"{paths[i]} and {paths[j]} are nearly the same picture, which counts double")
+        warn(f"{paths[i]} and {paths[j]} are nearly the same picture, which counts double")
 
 
 def check_lengths(prompts: Iterable[str], tokenizer: CLIPTokenizer) -> None:
     """Warns of prompts that the model does not see to their end."""
     for prompt in dict.fromkeys(prompts):
         if cut := cut_off(tokenizer, prompt):
-            _warn(
+            warn(
                 f"the prompt {prompt!r} is longer than the {tokenizer.model_max_length} tokens that the model reads; "
                 f"it does not see {cut!r}"
             )
@@ -95,8 +95,9 @@ def check_lengths(prompts: Iterable[str], tokenizer: CLIPTokenizer) -> None:
 def check_same(before: Mapping[str, str], now: Mapping[str, str]) -> None:
     """Warns if pictures or prompts, each given as its name and digest, are not those that a state was trained on."""
     if changed := sorted({name for name, _ in before.items() ^ now.items()}):
-        _warn(f"the state was trained on other {', '.join(changed)}; training goes on with those given now")
+        warn(f"the state was trained on other {', '.join(changed)}; training goes on with those given now")
 
 
-def _warn(message: str) -> None:
+def warn(message: str) -> None:
+    """Raises a finger: one line for the user, and the run goes on."""
     warnings.warn(message, InputWarning, stacklevel=1)

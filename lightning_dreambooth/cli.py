@@ -18,15 +18,16 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException  # 
 from lightning_dreambooth.arguments import add_sections, check_optimizer, with_example
 from lightning_dreambooth.benchmark import Benchmark
 from lightning_dreambooth.checkpoint_io import AtomicCheckpointIO
+from lightning_dreambooth.checks import warn
 from lightning_dreambooth.data import DreamBoothData
 from lightning_dreambooth.errors import InputError, Stopped, TrainingError
 from lightning_dreambooth.interruption import SIGNALS, Interruption
-from lightning_dreambooth.keep import EXPORTS, best_first
+from lightning_dreambooth.keep import EXPORTS
 from lightning_dreambooth.module import DreamBooth
-from lightning_dreambooth.report import choice, figures_table, share_of_training
+from lightning_dreambooth.report import best_first, choice, figures_table, share_of_training
 from lightning_dreambooth.runs import RUNS, default_name, is_first, take_folder
 from lightning_dreambooth.samples import SAMPLES
-from lightning_dreambooth.states import check_base, find_state, read_state
+from lightning_dreambooth.states import check_base, find_state, newest_first, read_state
 from lightning_dreambooth.validation import TABLE, VALIDATION, Fidelity
 from lightning_dreambooth.watch import Watch
 
@@ -160,6 +161,8 @@ class DreamBoothCLI(LightningCLI):
         self._check_base()
         if self.fidelity.protocol is None:
             raise InputError("nothing to measure with: give fidelity.clip_model or fidelity.dino")
+        if self.fidelity.protocol.base is None and self.state_path is None:
+            warn("fidelity.base is not given, so the model is compared with itself: it has no drift and no score")
         self.datamodule.check(training=False)
         self.fidelity.check(self.datamodule)
         self._check_shares(len(self.datamodule.probe_batches), "fidelity.batch_size")
@@ -168,7 +171,7 @@ class DreamBoothCLI(LightningCLI):
         """Checks what is to be tested, and plans the pictures that are not there yet."""
         self._check_base()
         encoders = [encoder for encoder in (self.fidelity.clip, self.fidelity.dino) if encoder]
-        self.benchmark.plan(self.datamodule, self.folder, encoders)
+        self.benchmark.plan(self.datamodule, self.folder, encoders, self.state_path, str(self.trainer.precision))
 
     @property
     def benchmark(self) -> Benchmark:
@@ -205,14 +208,16 @@ class DreamBoothCLI(LightningCLI):
     def _summarize(self) -> None:
         steps, loss = self.trainer.global_step, self.trainer.callback_metrics.get("train/loss")
         if loss is None:
-            print(f"{self.folder.name}: nothing was trained, {steps} steps were done before; raise trainer.max_steps")
+            print(f"{self.folder.name}: nothing was trained, {steps} steps were done before; raise trainer.max_steps"
+                  " or fidelity.patience")
             return
         minutes, seconds = divmod(round(time.monotonic() - self.began), 60)
         moved = ", ".join(f"{name} moved {float(by):.2%}" for name, by in self.model.relative_changes().items())
         if said := choice(self.fidelity.history):
             trained = self.datamodule.samples_seen(steps) * (1 + self.datamodule.with_prior)
             print(f"{self.folder.name}: {said}; measuring took {share_of_training(self.fidelity.evaluations, trained)}")
-        export = best_first(self.folder / EXPORTS)[0]
+        chosen = [self.folder / EXPORTS / f"step-{row['step']:06d}" for row in best_first(self.fidelity.history)]
+        export = next((folder for folder in chosen if folder.is_dir()), newest_first(self.folder / EXPORTS)[0])
         print(
             f"{self.folder.name}: {steps} steps in {minutes} min {seconds} s, last loss {float(loss):.4f}, {moved}; "
             f"pictures in {self.folder / SAMPLES}, log: tensorboard --logdir {RUNS}, pipeline in {export}"
@@ -221,8 +226,7 @@ class DreamBoothCLI(LightningCLI):
     def after_validate(self) -> None:
         """Shows the figures, and says where they lie."""
         if self.trainer.is_global_zero:
-            judge = self.fidelity.judge
-            print(figures_table(self.fidelity.history[-1], judge.before, judge.ceiling))
+            print(figures_table(self.fidelity.history[-1], self.fidelity.untuned, self.fidelity.ceiling))
             print(f"{self.folder.name}: figures in {self.folder / TABLE}, pictures in {self.folder / VALIDATION}")
 
     def after_test(self) -> None:

@@ -254,13 +254,18 @@ class DreamBoothData(pl.LightningDataModule):
         self.dataset = PairDataset(sets, by_prompt, views, self.resolution_px, self.caption_dropout, self.seed, latents)
 
     def _base_pictures(self, protocol: Protocol) -> list[Path]:
-        other = None if protocol.base is None else ModelFiles(protocol.base, None, None, None)
-        files = other or self.files
+        other = cache(lambda: self._load(self.base_files))
         return fill_references(
-            [probe.request for probe in self.probes], self.resolution_px, files.fingerprint, self._precision_name,
-            Path(protocol.base_dir), cache(lambda: self._load(files)) if other else lambda: self.model,
-            protocol.batch_size,
+            [probe.request for probe in self.probes], self.resolution_px, self.base_files.fingerprint,
+            self._precision_name, Path(protocol.base_dir),
+            (lambda: self.model) if self.base_files is self.files else other, protocol.batch_size,
         )  # fmt: skip
+
+    @cached_property
+    def base_files(self) -> ModelFiles:
+        """The model that drift is measured from."""
+        base = self.protocol.base if self.protocol else None
+        return self.files if base is None else ModelFiles(base, self.files.vae, None, self.files.variant)
 
     @cached_property
     def probes(self) -> list[Probe]:

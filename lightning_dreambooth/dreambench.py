@@ -3,6 +3,7 @@
 import ast
 import re
 from pathlib import Path
+from string import Formatter
 from typing import NamedTuple
 
 from lightning_dreambooth.errors import InputError
@@ -52,8 +53,10 @@ def prompts_of(source: str, file: Path) -> list[str]:
         calls = ast.parse(source, mode="eval").body.elts  # type: ignore[attr-defined]
         prompts = [call.func.value.value for call in calls]
         names = {tuple(argument.id for argument in call.args) for call in calls}
-        if names != {("unique_token", "class_token")} or not all("{0}" in prompt for prompt in prompts):
-            raise ValueError("other arguments than unique_token and class_token")
+        if names != {("unique_token", "class_token")} or any(call.func.attr != "format" for call in calls):
+            raise ValueError("other arguments than unique_token and class_token, or other calls than format")
+        if any([field for _, field, _, _ in Formatter().parse(prompt) if field] != ["0", "1"] for prompt in prompts):
+            raise ValueError("a prompt without {0} {1}, or with more")
     except (SyntaxError, AttributeError, TypeError, ValueError, RecursionError, MemoryError) as error:
         raise InputError(f"{file} holds a prompt list that is not the paper's ({error}); get it again") from error
     return prompts

@@ -54,6 +54,10 @@ class Encoder:
             model, transform = self._load()
         return model.requires_grad_(False).eval(), transform
 
+    def check(self) -> None:
+        """Raises InputError if the network cannot be loaded; it stays on the CPU until it is lent to a device."""
+        _ = self._loaded
+
     @property
     def preprocessing(self) -> str:
         """What pictures go through before the network, in words."""
@@ -80,11 +84,16 @@ class Encoder:
         device = next(model.parameters()).device
         with torch.autocast(device.type, torch.bfloat16):  # moves a mean cosine by less than it is printed with
             rows: Tensor = getattr(model, "encode_image", model)(pixels.to(device))
+        return self._finite(rows)
+
+    def _finite(self, rows: Tensor) -> Tensor:
+        if not rows.isfinite().all():
+            raise InputError(f"{self.name} gives embeddings that are not finite; get the encoder again")
         return rows.float().cpu()
 
 
 class Dino(Encoder):
-    """DINO's vision transformer.
+    """DINO's vision transformer; `is_the_papers` says whether it is the ViT-S/16 of the DreamBooth paper.
 
     Args:
         model: A timm name such as `vit_small_patch16_224.dino`, or a folder as its hub page has it: `config.json` and
@@ -95,9 +104,11 @@ class Dino(Encoder):
         folder = Path(model)
         if folder.is_dir():
             _check_files(folder, "config.json")
-        elif not timm.is_model_pretrained(model):
-            raise InputError(f"fidelity.dino {model} is neither a folder here nor a model with weights that timm knows")
+        elif "dino" not in model or not timm.is_model_pretrained(model):
+            raise InputError(f"fidelity.dino {model} is neither a folder here nor a DINO that timm has weights of")
         self.source = f"local-dir:{folder}" if folder.is_dir() else model
+        config = (folder / "config.json").read_text(encoding="utf-8") if folder.is_dir() else f'"{model}"'
+        self.is_the_papers = '"vit_small_patch16_224' in config
 
         def load() -> tuple[nn.Module, Any]:
             network = timm.create_model(self.source, pretrained=True, num_classes=0)
@@ -118,7 +129,7 @@ class Clip(Encoder):
     def __init__(self, model: str, pretrained: str | None = None) -> None:
         folder = Path(model)
         if folder.is_dir():
-            _check_files(folder, "open_clip_config.json")
+            _check_folder(folder, pretrained)
         else:
             _check_pretrained(model, pretrained)
         self.source = f"local-dir:{folder}" if folder.is_dir() else model
@@ -156,7 +167,7 @@ class Clip(Encoder):
         unique = list(dict.fromkeys(texts))
         tokens = self.tokenizer(unique).to(device)
         with torch.autocast(device.type, torch.bfloat16):
-            rows = torch.cat([model.encode_text(part) for part in tokens.split(BATCH)]).float().cpu()
+            rows = self._finite(torch.cat([model.encode_text(part) for part in tokens.split(BATCH)]))
         return rows[[unique.index(text) for text in texts]]
 
 
@@ -173,6 +184,10 @@ class Lpips:
         if not Path(backbone).is_file():
             raise InputError(f"fidelity.lpips {backbone} is not a file; name AlexNet's weights as torchvision has them")
         self.backbone = backbone
+
+    def check(self) -> None:
+        """Raises InputError if the network cannot be loaded."""
+        _ = self.network
 
     @cached_property
     def network(self) -> nn.Module:
@@ -201,6 +216,15 @@ class Lpips:
 def _check_files(folder: Path, config: str) -> None:
     if not (folder / config).is_file() or not list(folder.glob(f"*{SUFFIX}")):
         raise InputError(f"{folder} must hold {config} and weights in safetensors to be an encoder")
+
+
+def _check_folder(folder: Path, pretrained: str | None) -> None:
+    if pretrained is not None:
+        raise InputError(f"fidelity.clip_pretrained {pretrained} is given, but {folder} has weights of its own")
+    _check_files(folder, "open_clip_config.json")
+    for config in folder.glob("*.json"):  # open_clip hands these words to transformers, which would run code from here
+        if "trust_remote_code" in config.read_text(encoding="utf-8", errors="replace"):
+            raise InputError(f"{config} asks to run code that lies beside it; get the encoder from somewhere else")
 
 
 def _check_pretrained(model: str, pretrained: str | None) -> None:

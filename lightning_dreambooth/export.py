@@ -1,6 +1,5 @@
 """A trained model as a diffusers folder with a card that says what it was trained on and what it is worth."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -25,12 +24,6 @@ def export(
         (beside / "README.md").write_text(model_card(module, data, folder, figures), encoding="utf-8")
         if figures:
             write_json(beside / FIGURES, figures)
-
-
-def score_of(folder: Path) -> float:
-    """The score that an export was measured with, -1 if it was not."""
-    file = folder / FIGURES
-    return float(json.loads(file.read_text(encoding="utf-8")).get("score", -1)) if file.is_file() else -1.0
 
 
 def model_card(module: DreamBooth, data: DreamBoothData, folder: Path, figures: Row) -> str:

@@ -1,6 +1,7 @@
 """Losses that do not jump: the same pictures, noise and timesteps every time, so that a curve shows the model alone."""
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
 import torch
@@ -28,11 +29,16 @@ class Fixed(NamedTuple):
 
 @torch.no_grad()
 def encoded(model: StableDiffusion, pictures: Sequence[Picture], resolution_px: int) -> list[Fixed]:
-    """The first pictures of a set, as they are trained on but for everything random."""
-    chosen = pictures[:PICTURES]
-    pixels = torch.stack([read_bytes(picture.path, View(), resolution_px) for picture in chosen])
+    """Pictures as they are trained on but for everything random."""
+    pixels = torch.stack([read_bytes(picture.path, View(), resolution_px) for picture in pictures])
     means, _ = model.encode(pixels.to(model.device)).chunk(2, dim=1)
-    return [Fixed(mean, picture.prompt) for mean, picture in zip(means, chosen, strict=True)]
+    return [Fixed(mean, picture.prompt) for mean, picture in zip(means, pictures, strict=True)]
+
+
+def dealt(concepts: Sequence[Sequence[Picture]]) -> list[Picture]:
+    """The first pictures of all concepts, one of each in turn."""
+    turns = zip_longest(*concepts)
+    return [picture for turn in turns for picture in turn if picture is not None][:PICTURES]
 
 
 def timesteps(noise_steps: int) -> Int[Tensor, " strata"]:
@@ -42,12 +48,12 @@ def timesteps(noise_steps: int) -> Int[Tensor, " strata"]:
 
 @torch.no_grad()
 def stratified_errors(
-    model: StableDiffusion, latents: Float[Tensor, "c h w"], prompt: str, seed: int, number: int
+    model: StableDiffusion, latents: Float[Tensor, "c h w"], prompt: str, seed: int, name: str, number: int
 ) -> Float[Tensor, " strata"]:
-    """Squared error of the UNet's answer for one picture at each timestep; its noise is that of its number."""
+    """Squared error of the UNet's answer at each timestep for a set's picture of that number, with noise of its own."""
     alphas_bar, t = model.alphas_bar, timesteps(len(model.alphas_bar)).to(model.device)
     x0 = latents.to(model.device).expand(STRATA, *latents.shape)
-    noise = draws.normal(seed, "fixed noise", range(number * STRATA, (number + 1) * STRATA), latents.shape)
+    noise = draws.normal(seed, f"fixed noise {name}", range(number * STRATA, (number + 1) * STRATA), latents.shape)
     noise = noise.to(model.device)
     context = model.embed(model.tokenize([prompt]).to(model.device))
     prediction = model.unet(
@@ -63,8 +69,8 @@ def fixed_losses(model: StableDiffusion, sets: Mapping[str, Sequence[Fixed]], se
     """
     places = [(name, number) for name, pictures in sets.items() for number in range(len(pictures))]
     mine = {
-        f"{name} {number}": stratified_errors(model, *sets[name][number], seed, place).tolist()
-        for place, (name, number) in share(list(enumerate(places)))
+        f"{name} {number}": stratified_errors(model, *sets[name][number], seed, name, number).tolist()
+        for name, number in share(places)
     }
     errors = merged(mine)
     losses = {}

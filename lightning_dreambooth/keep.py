@@ -12,10 +12,10 @@ from lightning_dreambooth import states
 from lightning_dreambooth.data import DreamBoothData
 from lightning_dreambooth.disk import check_room, remove_parts
 from lightning_dreambooth.errors import InputError
-from lightning_dreambooth.export import FIGURES, export, score_of
+from lightning_dreambooth.export import FIGURES, export
 from lightning_dreambooth.module import DreamBooth
 from lightning_dreambooth.processes import LOCK, acquired
-from lightning_dreambooth.report import Row
+from lightning_dreambooth.report import Row, best_first
 from lightning_dreambooth.samples import SAMPLES, run_folder
 from lightning_dreambooth.validation import VALIDATION, Fidelity
 from lightning_dreambooth.watch import stepped
@@ -85,8 +85,9 @@ class Keep(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """What is resumed has been saved, but for the figures that a stop did not leave the time for."""
         self.saved_step = trainer.global_step
-        stale = self._export(trainer).is_dir() and not (self._export(trainer) / FIGURES).is_file()
-        if trainer.global_step > 0 and self._measured(trainer) and (stale or self._is_among_the_best(trainer)):
+        export_ = self._export(trainer)
+        stale = export_.is_dir() and not (export_ / FIGURES).is_file()
+        if trainer.global_step > 0 and self._measured(trainer) and (stale or export_ in self._best(trainer)):
             self._save_export(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -98,7 +99,7 @@ class Keep(Callback):
         if not stepped(trainer, batch_idx) or stopped:
             return
         due = trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps
-        if due or self._is_among_the_best(trainer):
+        if due or self._export(trainer) in self._best(trainer):
             self._save_export(trainer, pl_module)
         if due:
             self._save_state(trainer)
@@ -133,23 +134,18 @@ class Keep(Callback):
             return
         states.remove(states.newest_first(run_folder(trainer) / states.STATES)[self.keep_states :])
         exports = run_folder(trainer) / EXPORTS
-        stay = {*states.newest_first(exports)[: self.keep_exports], *best_first(exports)[: self.keep_best]}
+        stay = {*states.newest_first(exports)[: self.keep_exports], *self._best(trainer)}
         states.remove([export for export in states.newest_first(exports) if export not in stay])
+
+    def _history(self, trainer: pl.Trainer) -> list[Row]:
+        return next((each.history for each in trainer.callbacks if isinstance(each, Fidelity)), [])  # type: ignore[attr-defined]
 
     def _measured(self, trainer: pl.Trainer) -> Row:
         """What was measured at this step."""
-        measured = [each.history[-1] for each in trainer.callbacks if isinstance(each, Fidelity) and each.history]  # type: ignore[attr-defined]
-        return dict(measured[0]) if measured and measured[0]["step"] == trainer.global_step else {}
+        history = self._history(trainer)
+        return history[-1] if history and history[-1]["step"] == trainer.global_step else {}
 
-    def _is_among_the_best(self, trainer: pl.Trainer) -> bool:
-        score = self._measured(trainer).get("score", -1.0)
-        others = [score_of(export) for export in best_first(run_folder(trainer) / EXPORTS)]
-        return score >= 0 and (len(others) < self.keep_best or score > others[self.keep_best - 1])
-
-
-def best_first(folder: Path) -> list[Path]:
-    """Exports by their score, the earliest of equals first; those that were not measured come last, newest first."""
-    measured = sorted((export for export in folder.glob("step-*") if score_of(export) >= 0), key=lambda path: path.name)
-    return sorted(measured, key=score_of, reverse=True) + [
-        export for export in states.newest_first(folder) if export not in measured
-    ]
+    def _best(self, trainer: pl.Trainer) -> list[Path]:
+        """Where the exports of this run's best steps lie, or will lie."""
+        steps = [row["step"] for row in best_first(self._history(trainer))[: self.keep_best]]
+        return [self._export(trainer).with_name(f"step-{step:06d}") for step in steps]

@@ -76,8 +76,8 @@ def nearest_other(references: Float[Tensor, "m d"]) -> float:
 
 
 def way(value: float, start: float, end: float) -> float:
-    """How much of the way from start to end is done, in [0, 1]; all of it if there is no way to go."""
-    return 1.0 if end <= start else min(1.0, max(0.0, (value - start) / (end - start)))
+    """How much of the way from start up to end is done, in [0, 1]."""
+    return min(1.0, max(0.0, (value - start) / (end - start)))
 
 
 def balance(parts: Mapping[str, float]) -> float:

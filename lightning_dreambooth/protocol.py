@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from lightning_dreambooth.concepts import Concept
+from lightning_dreambooth.concepts import Concept, Picture, instance_pictures
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.sampling import Request, Sampler
 
@@ -58,38 +58,53 @@ class Protocol(NamedTuple):
     def probes(self, concepts: Sequence[Concept]) -> list[Probe]:
         """Every prompt with every seed.
 
+        A class prompt is drawn once, as such, also if it is among the prompts or several concepts have it.
+
         Raises:
             InputError: if a prompt shows none of the concepts.
         """
-        asked: list[tuple[Literal["instance", "class", "unrelated"], int, str, str]] = []
-        for given in self.prompts or [concept.instance_prompt for concept in concepts]:
-            prompt = given if isinstance(given, str) else given.prompt
-            number = concept_of(prompt, concepts)
-            text = without(concepts[number].identifier, prompt) if isinstance(given, str) else given.text
-            asked.append(("instance", number, prompt, text))
+        classes: dict[str, int] = {}
         for number, concept in enumerate(concepts):
-            if concept.class_prompt and concept.class_prompt not in [prompt for _, _, prompt, _ in asked]:
-                asked.append(("class", number, concept.class_prompt, concept.class_prompt))
-        asked += [("unrelated", 0, prompt, prompt) for prompt in self.unrelated_prompts]
+            if concept.class_prompt:
+                classes.setdefault(concept.class_prompt, number)
+        asked: dict[str, tuple[Literal["instance", "class", "unrelated"], int, str]] = {}
+        for given in self.prompts or [concept.instance_prompt for concept in concepts]:
+            stated = given if isinstance(given, StatedPrompt) else None
+            prompt = str(given) if stated is None else stated.prompt
+            if prompt not in classes:
+                number = concept_of(prompt, concepts)
+                text = without(concepts[number].identifier, prompt) if stated is None else stated.text
+                asked[prompt] = ("instance", number, text)
+        asked |= {prompt: ("class", number, prompt) for prompt, number in classes.items()}
+        asked |= {prompt: ("unrelated", 0, prompt) for prompt in self.unrelated_prompts if prompt not in asked}
         return [
             Probe(kind, number, text, Request(prompt, seed, *self.settings))
-            for kind, number, prompt, text in asked
+            for prompt, (kind, number, text) in asked.items()
             for seed in self.seeds
         ]
 
 
+def instances_with_texts(concepts: Sequence[Concept]) -> list[tuple[Concept, list[tuple[Picture, str]]]]:
+    """The instance pictures of each concept, each with what it shows in words that an encoder knows."""
+    sets = [(concept, instance_pictures(concept)[0]) for concept in concepts]
+    return [(concept, [(each, without(concept.identifier, each.prompt)) for each in own]) for concept, own in sets]
+
+
 def concept_of(prompt: str, concepts: Sequence[Concept]) -> int:
-    """Which concept a prompt shows: the first whose identifier it holds, or the only one there is.
+    """Which concept a prompt shows: whose instance prompt it is, else the first whose identifier it holds.
 
     Raises:
-        InputError: if it shows none.
+        InputError: if it shows none; a single concept without an identifier is shown by every prompt.
     """
-    for number, concept in enumerate(concepts):
-        if prompt == concept.instance_prompt or (concept.identifier and _word(concept.identifier).search(prompt)):
-            return number
-    if len(concepts) == 1:
-        return 0
-    raise InputError(f"the prompt {prompt!r} holds no concept's identifier; give data.identifier, or reword it")
+    own = [number for number, concept in enumerate(concepts) if concept.instance_prompt == prompt]
+    words = [(number, concept.identifier) for number, concept in enumerate(concepts) if concept.identifier]
+    held = own + [number for number, word in words if _word(word).search(prompt)]
+    if held or (len(concepts) == 1 and not words):
+        return held[0] if held else 0
+    raise InputError(
+        f"the prompt {prompt!r} holds no concept's identifier; give data.identifier, or move it to "
+        "fidelity.unrelated_prompts"
+    )
 
 
 def _word(identifier: str) -> re.Pattern[str]:
@@ -101,7 +116,7 @@ def without(identifier: str | None, prompt: str) -> str:
     if not identifier:
         return prompt
     word = _word(identifier).pattern
-    prompt = re.sub(rf"[\s,]*\bin the style of {word}", "", prompt)
+    prompt = re.sub(rf"[\s,]*\b(?i:in the style of) {word}", "", prompt)
     prompt = re.sub(rf"{word}\s*", "", prompt)
     return " ".join(prompt.split()).strip(" ,")
 

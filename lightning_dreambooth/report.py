@@ -54,9 +54,13 @@ def _rounded(value: float | None) -> str:
 
 
 def best(history: Sequence[Row]) -> Row | None:
-    """The row with the highest score, the earliest of equals; the untuned model is not a choice."""
-    scored = [row for row in history if "score" in row and row["step"] > 0]
-    return max(scored, key=lambda row: row["score"], default=None)
+    """The row with the highest score, the earliest of equals; none before a score is above zero."""
+    return next(iter(best_first(history)), None)
+
+
+def best_first(history: Sequence[Row]) -> list[Row]:
+    """The rows with a score above zero, the highest first, the earliest of equals before the others."""
+    return sorted((row for row in history if row.get("score", 0) > 0), key=lambda row: (-row["score"], row["step"]))
 
 
 def choice(history: Sequence[Row]) -> str:

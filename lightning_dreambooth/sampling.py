@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.errors import InputError, TrainingError
 from lightning_dreambooth.stable_diffusion import StableDiffusion
 
 Sampler = Literal["ddim", "dpm++", "euler"]
@@ -80,7 +80,13 @@ def sample(
 
 
 def as_bytes(images: Float[Tensor, "n 3 height width"]) -> UInt8[Tensor, "n 3 height width"]:
-    """Images in [0, 1] => what a file holds, 0 ... 255."""
+    """Images in [0, 1] => what a file holds, 0 ... 255.
+
+    Raises:
+        TrainingError: if the model has drawn NaN, which a file would show as black.
+    """
+    if not images.isfinite().all():
+        raise TrainingError("the model draws pictures that are not finite; try trainer.precision 32, or other weights")
     return (images * 255).round().to(torch.uint8)
 
 

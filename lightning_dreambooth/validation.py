@@ -1,5 +1,6 @@
 """Fidelity while training, and of finished models: when it is measured, what is logged, when to stop."""
 
+import hashlib
 import time
 from functools import partial
 from typing import Any
@@ -11,17 +12,18 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from tqdm import tqdm
 
-from lightning_dreambooth.concepts import held_out_pictures, instance_pictures
+from lightning_dreambooth.checks import warn
+from lightning_dreambooth.concepts import held_out_pictures
 from lightning_dreambooth.data import DreamBoothData
 from lightning_dreambooth.encoders import Clip, Dino, Lpips
-from lightning_dreambooth.errors import InputError, TrainingError
+from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.fidelity import Judge
-from lightning_dreambooth.fixed_noise import STRATA, encoded, fixed_losses
+from lightning_dreambooth.fixed_noise import STRATA, dealt, encoded, fixed_losses
 from lightning_dreambooth.metrics import Gathered
 from lightning_dreambooth.module import DreamBooth
 from lightning_dreambooth.pictures import read_picture, tile
-from lightning_dreambooth.processes import first_of, rank, share
-from lightning_dreambooth.protocol import Protocol, StatedPrompt, unet_evaluations, without
+from lightning_dreambooth.processes import first_of, merged, rank, share
+from lightning_dreambooth.protocol import Protocol, StatedPrompt, instances_with_texts, unet_evaluations
 from lightning_dreambooth.report import Row, best, write_csv
 from lightning_dreambooth.samples import run_folder, show
 from lightning_dreambooth.sampling import Request, Sampler, as_bytes, check_request
@@ -88,6 +90,9 @@ class Fidelity(Callback):
         self.dino = Dino(dino) if dino else None
         self.lpips = Lpips(lpips) if lpips else None
         self.protocol: Protocol | None = None
+        measuring = {"lpips": lpips, "patience": patience, "prompts": prompts, "unrelated_prompts": unrelated_prompts}
+        if given := [name for name, value in measuring.items() if value is not None and not (self.clip or self.dino)]:
+            raise InputError(f"fidelity.{given[0]} is given, but no encoder: give fidelity.clip_model or fidelity.dino")
         if self.clip or self.dino:
             seeds = range(seed, seed + num_images)
             self.protocol = Protocol(prompts, unrelated_prompts or [], seeds, settings, batch_size, base, base_dir)
@@ -96,6 +101,10 @@ class Fidelity(Callback):
         self.patience = patience
         self.history: list[Row] = []
         self.evaluations = 0
+        self.measured_by = ""
+        self.judge: Judge | None = None  # on the first process, which measures for all
+        self.untuned: dict[str, float] = {}
+        self.ceiling: dict[str, float] = {}
 
     def check(self, data: DreamBoothData) -> None:
         """Looks at prompts and pictures before a model is loaded.
@@ -103,10 +112,20 @@ class Fidelity(Callback):
         Raises:
             InputError: if they cannot be measured.
         """
-        if self.protocol and self.clip:
-            self.clip.check_texts([probe.text for probe in data.probes])
-        for concept in data.concepts if self.protocol else []:
-            if len(instance_pictures(concept)[0]) < 2:
+        if self.protocol is None:
+            return
+        if self.protocol.base is not None:
+            _ = data.base_files.fingerprint
+        for encoder in (self.clip, self.dino, self.lpips):
+            if encoder:
+                encoder.check()
+        if self.clip:
+            texts = [text for _, own in instances_with_texts(data.concepts) for _, text in own]
+            self.clip.check_texts([*texts, *(probe.text for probe in data.probes)])
+        for concept, pictures in instances_with_texts(data.concepts):
+            if self.clip and not concept.identifier:
+                warn(f"{concept.instance_prompt!r} has no identifier, which val/clip_t should take out of the prompts")
+            if len(pictures) < 2:
                 raise InputError(
                     f"{concept.instance_data_dir} holds 1 picture, and 2 or more are compared with each other to know "
                     "what a figure can reach; add one, or set fidelity.clip_model and fidelity.dino to null"
@@ -114,34 +133,48 @@ class Fidelity(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What was measured so far."""
-        return {"history": self.history, "unet_evaluations": self.evaluations}
+        return {"history": self.history, "unet_evaluations": self.evaluations, "measured_by": self.measured_by}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on with what was measured."""
         self.history, self.evaluations = list(state_dict["history"]), state_dict["unet_evaluations"]
+        self.measured_by = state_dict["measured_by"]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Reads what everything is compared with."""
         if self.losses_every_n_steps:
             data = _data(trainer)
-            halves = [(concept.instances, concept.classes) for concept in data.dataset.concepts]
-            held_out = [picture for concept in data.concepts for picture in held_out_pictures(concept)]
-            sets = {"instance": [picture for instances, _ in halves for picture in instances], "held_out": held_out,
-                    "class": [picture for _, classes in halves for picture in classes]}  # fmt: skip
+            sets = {
+                "instance": dealt([concept.instances for concept in data.dataset.concepts]),
+                "held_out": dealt([held_out_pictures(concept) for concept in data.concepts]),
+                "class": dealt([concept.classes for concept in data.dataset.concepts]),
+            }
             with trainer.precision_plugin.forward_context():
                 encode = partial(encoded, pl_module.model, resolution_px=data.resolution_px)
                 self.fixed = {name: encode(pictures) for name, pictures in sets.items() if pictures}
         if self.protocol:
-            self.judge = self._judge(trainer, pl_module)
+            self._compare_with_before(_data(trainer))
+            self._prepare(trainer, pl_module)
             if isinstance(trainer.logger, pl.loggers.TensorBoardLogger):
                 beside = {name: ["Multiline", [f"val/{name}{kind}$" for kind in ("", "/ceiling", "/untuned")]]
-                          for name in self.judge.before}  # fmt: skip
+                          for name in self.untuned}  # fmt: skip
                 trainer.logger.experiment.add_custom_scalars({"fidelity": beside})
+
+    def _compare_with_before(self, data: DreamBoothData) -> None:
+        """Scores of other prompts, pictures or encoders cannot be compared with those that will come."""
+        names = [encoder and encoder.name for encoder in (self.clip, self.dino, self.lpips)]
+        about = f"{names} {data.probes} {data.learned} {self.protocol and self.protocol.base}"
+        measured_by = hashlib.sha256(about.encode()).hexdigest()[:16]
+        if self.measured_by not in ("", measured_by) and any("score" in row for row in self.history):
+            warn("what was measured before was measured with other prompts, pictures or encoders; it no longer counts")
+            self.history = [{name: row[name] for name in row if not name.startswith("score")} for row in self.history]
+        self.measured_by = measured_by
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Measures the untuned model, or what a stop did not leave the time for."""
         if not self.history or self.history[-1]["step"] < trainer.global_step:
             self._observe(trainer, pl_module)
+        trainer.should_stop = trainer.should_stop or self._patience_ends()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Measures every so many steps and at the last one, but not before the state of a run that is stopped."""
@@ -158,7 +191,7 @@ class Fidelity(Callback):
                 row |= fixed_losses(module.model, self.fixed, module.seed)
             self.evaluations += STRATA * sum(map(len, self.fixed.values()))
         if self.protocol and _due(trainer, self.every_n_steps):
-            row |= self.judge.before if step == 0 else self._draw_and_measure(trainer, module)
+            row |= self.untuned if step == 0 else self._draw_and_measure(trainer, module)
             self.evaluations += sum(unet_evaluations(probe.request) for probe in _data(trainer).probes)
         if not row:
             return
@@ -168,20 +201,21 @@ class Fidelity(Callback):
             if trainer.logger:
                 cost = {"val/unet_evaluations": self.evaluations, "val/seconds": time.perf_counter() - began}
                 trainer.logger.log_metrics(self._curves(row) | cost, step)
-        if self.patience is not None and self._measured_since_best() >= self.patience:
-            trainer.should_stop = True
+        trainer.should_stop = trainer.should_stop or self._patience_ends()
 
     def _curves(self, row: dict[str, float]) -> dict[str, float]:
         """Each figure, and beside it what the instance pictures reach and what the untuned model has."""
         curves = {f"val/{name}": value for name, value in row.items()}
-        if self.protocol and "score" in row:
-            curves |= {f"val/{name}/ceiling": value for name, value in self.judge.ceiling.items()}
-            curves |= {f"val/{name}/untuned": value for name, value in self.judge.before.items()}
+        if row.keys() & self.untuned.keys():
+            curves |= {f"val/{name}/ceiling": value for name, value in self.ceiling.items()}
+            curves |= {f"val/{name}/untuned": value for name, value in self.untuned.items()}
         return curves
 
-    def _measured_since_best(self) -> int:
+    def _patience_ends(self) -> bool:
         chosen = best(self.history)
-        return 0 if chosen is None else sum("score" in row and row["step"] > chosen["step"] for row in self.history)
+        if chosen is None or self.patience is None:
+            return False
+        return sum("score" in row and row["step"] > chosen["step"] for row in self.history) >= self.patience
 
     def _draw_and_measure(self, trainer: pl.Trainer, module: DreamBooth) -> dict[str, float]:
         self._begin(trainer)
@@ -199,16 +233,17 @@ class Fidelity(Callback):
 
     def _take(self, trainer: pl.Trainer, images: Tensor, number: int) -> None:
         """Takes the pictures of this process's number-th batch."""
-        if not images.isfinite().all():
-            raise TrainingError(f"step {trainer.global_step}: the model draws NaN; lower the learning rate")
         first = first_of(_data(trainer).probe_batches, number)
         self.gathered.update(torch.arange(first, first + len(images), device=images.device), as_bytes(images))
 
     def _conclude(self, trainer: pl.Trainer, file: str) -> dict[str, float]:
         pictures = self.gathered.compute().cpu()
-        if trainer.is_global_zero:
+        mine = {}
+        if self.judge is not None:
             self._show(trainer, pictures, file)
-        return self.judge.measure(pictures)
+            mine = {"figures": self.judge.measure(pictures)}
+        figures: dict[str, float] = merged(mine)["figures"]
+        return figures
 
     def _show(self, trainer: pl.Trainer, pictures: Tensor, file: str) -> None:
         """A row per prompt: what the untuned model draws, then, with the same noise, what this one does."""
@@ -222,21 +257,27 @@ class Fidelity(Callback):
         grid = tile(cells, columns=2 * each, labels=[f"untuned, tuned: {prompt}" for prompt in prompts])
         show(trainer, VALIDATION, grid, run_folder(trainer) / VALIDATION / file)
 
-    def _judge(self, trainer: pl.Trainer, module: DreamBooth) -> Judge:
-        data = _data(trainer)
-        sets = [(concept, instance_pictures(concept)[0]) for concept in data.concepts]
-        return Judge(
-            data.probes,
-            [[read_picture(picture.path) for picture in pictures] for _, pictures in sets],
-            [[without(concept.identifier, picture.prompt) for picture in pictures] for concept, pictures in sets],
-            [concept.identifier or concept.instance_prompt for concept in data.concepts],
-            torch.stack([pil_to_tensor(read_picture(path)) for path in data.base_pictures]),
-            self.clip, self.dino, self.lpips, module.device,
-        )  # fmt: skip
+    def _prepare(self, trainer: pl.Trainer, module: DreamBooth) -> None:
+        mine = {}
+        if trainer.is_global_zero:
+            data = _data(trainer)
+            sets = [own for _, own in instances_with_texts(data.concepts)]
+            self.judge = Judge(
+                data.probes, data.concepts,
+                [[read_picture(picture.path) for picture, _ in own] for own in sets],
+                [[text for _, text in own] for own in sets],
+                torch.stack([pil_to_tensor(read_picture(path)) for path in data.base_pictures]),
+                self.clip, self.dino, self.lpips, module.device,
+            )  # fmt: skip
+            mine = {"untuned": self.judge.untuned, "ceiling": self.judge.ceiling}
+        figures = merged(mine)
+        self.untuned, self.ceiling = figures["untuned"], figures["ceiling"]
+        if "score" not in self.untuned:
+            warn("no score: what the untuned model draws is as near to the instance pictures as they are to each other")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Begins to measure a finished model."""
-        self.judge = self._judge(trainer, pl_module)
+        self._prepare(trainer, pl_module)
         self._begin(trainer)
 
     def on_validation_batch_end(

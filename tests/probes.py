@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,14 @@ class Recorder(Callback):
         rank = str(trainer.global_rank)
         save_file({name: weight.contiguous() for name, weight in weights.items()}, self.folder / rank)
         (self.folder / f"{rank}.json").write_text(json.dumps(self.numbers))
+
+
+class Late(Callback):
+    """Lets every process but the first come late to a test."""
+
+    def on_test_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Called by Lightning."""
+        time.sleep(3 * (trainer.global_rank > 0))
 
 
 def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:

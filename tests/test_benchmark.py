@@ -55,6 +55,7 @@ def tested(bench: Path, run: Run, small_clip: Path) -> Run:
         settings = {
             "benchmark__folder": "bench", "benchmark__subject": "red_girl", "benchmark__num_images": 2,
             "benchmark__steps": 2, "benchmark__batch_size": 2, "fidelity__clip_model": small_clip,
+            "data__identifier": "sks",
         }  # fmt: skip
         return run("test", **(settings | given))
 
@@ -121,6 +122,7 @@ def test_an_interrupted_test_draws_only_what_is_missing_and_ends_in_the_same_num
         ({"fidelity__clip_model": None}, "give fidelity.clip_model or fidelity.dino"),
         ({"benchmark__num_images": 0}, "num_images is 0, must be 1 or more"),
         ({"benchmark__steps": 0}, "steps is 0, must lie in"),
+        ({"data__identifier": None}, "give data.identifier"),
     ],
 )
 def test_what_cannot_be_tested_is_told_in_a_line(
@@ -131,6 +133,17 @@ def test_what_cannot_be_tested_is_told_in_a_line(
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
     assert not (here / "checkpoints").exists()
+
+
+def test_two_states_of_a_model_are_two_tests(
+    here: Path, run: Run, tested: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(name="run", checkpoint__every_n_steps=2)
+    states = [f"checkpoints/run/states/step-00000{step}.ckpt" for step in (2, 4)]
+    tested(ckpt_path=states[0])
+    with pytest.raises(SystemExit):
+        tested(ckpt_path=states[1])
+    assert "holds another test or run (state)" in capsys.readouterr().err
 
 
 def test_a_folder_that_holds_another_test_is_refused(
@@ -148,6 +161,10 @@ def test_a_folder_that_holds_another_test_is_refused(
         "[__import__('os').system('touch owned')]",
         "['a {0} {1}'.format(unique_token, open('owned', 'w'))]",
         "['no place'.format(unique_token, class_token)]",
+        "['a {0} {1} {2}'.format(unique_token, class_token)]",
+        "['a {0.__class__} {1}'.format(unique_token, class_token)]",
+        "['a {0} {1'.format(unique_token, class_token)]",
+        "['a {0} {1}'.join(unique_token, class_token)]",
         "[f'a {unique_token}']",
         "[1, 2]",
         "('a'",

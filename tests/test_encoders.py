@@ -1,3 +1,4 @@
+import json
 from itertools import combinations
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import timm
 import tiny
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cosine_similarity
 from torchmetrics.functional.image.lpips import _LPIPS
 from torchvision import transforms
@@ -112,7 +113,8 @@ def test_a_text_is_too_long_from_the_first_token_that_is_cut(clip: Clip) -> None
         (lambda: Clip("ViT-Z-99"), "neither a folder here nor a model"),
         (lambda: Clip("ViT-B-32-quickgelu", "opnai"), "known are openai"),
         (lambda: Clip("ViT-B-32-quickgelu", "weights.bin"), "known are openai"),
-        (lambda: Dino("vit_of_nobody"), "neither a folder here nor a model"),
+        (lambda: Dino("vit_of_nobody"), "neither a folder here nor a DINO"),
+        (lambda: Dino("resnet50"), "neither a folder here nor a DINO"),
         (lambda: Dino("tests"), "config.json and weights in safetensors"),
         (lambda: Lpips("alexnet.pth"), "is not a file"),
     ],
@@ -127,6 +129,28 @@ def test_broken_weights_are_told_in_one_line(tmp_path: Path, pictures: list[Imag
     (folder / "open_clip_model.safetensors").write_bytes(b"nothing")
     with pytest.raises(InputError, match="cannot be loaded as an encoder"):
         Clip(str(folder)).pictures(pictures)
+
+
+def test_an_encoder_that_asks_to_run_code_is_refused(tmp_path: Path) -> None:
+    config = tiny.clip(tmp_path / "clip") / "open_clip_config.json"
+    about = json.loads(config.read_text())
+    about["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
+    config.write_text(json.dumps(about))
+    with pytest.raises(InputError, match="asks to run code"):
+        Clip(str(config.parent))
+
+
+def test_an_encoder_of_nan_is_blamed_and_not_the_pictures(tmp_path: Path, pictures: list[Image.Image]) -> None:
+    file = tiny.clip(tmp_path / "clip") / "open_clip_model.safetensors"
+    weights = load_file(file)
+    save_file({name: value * float("nan") for name, value in weights.items()}, file)
+    with pytest.raises(InputError, match="clip gives embeddings that are not finite"):
+        Clip(str(file.parent)).pictures(pictures)
+
+
+def test_a_folder_has_weights_of_its_own(clip: Clip) -> None:
+    with pytest.raises(InputError, match="has weights of its own"):
+        Clip(clip.source.removeprefix("local-dir:"), "openai")
 
 
 def test_pickled_weights_beside_the_config_are_not_read(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ MAY_IMPORT = {
     },
     "metrics": {"draws"},
     "encoders": {"errors"},
-    "fidelity": {"encoders", "metrics", "protocol"},
+    "fidelity": {"concepts", "encoders", "metrics", "protocol"},
     "fixed_noise": {"concepts", "diffusion", "draws", "latents", "pictures", "processes", "stable_diffusion"},
     "report": {"disk", "protocol"},
     "export": {"data", "disk", "module", "report"},
@@ -47,12 +47,12 @@ MAY_IMPORT = {
     "interruption": {"errors", "watch"},
     "samples": {"data", "errors", "module", "pictures", "processes", "sampling", "watch"},
     "validation": {
-        "concepts", "data", "encoders", "errors", "fidelity", "fixed_noise", "metrics", "module", "pictures",
+        "checks", "concepts", "data", "encoders", "errors", "fidelity", "fixed_noise", "metrics", "module", "pictures",
         "processes", "protocol", "report", "samples", "sampling", "watch",
     },
     "dreambench": {"errors", "pictures"},
     "benchmark": {
-        "data", "dreambench", "encoders", "errors", "gallery", "metrics", "pictures", "processes", "protocol",
+        "data", "disk", "dreambench", "encoders", "errors", "gallery", "metrics", "pictures", "processes", "protocol",
         "report", "samples", "sampling",
     },
     "keep": {
@@ -61,8 +61,8 @@ MAY_IMPORT = {
     },
     "arguments": {"benchmark", "errors", "keep", "samples", "validation"},
     "cli": {
-        "arguments", "benchmark", "checkpoint_io", "data", "errors", "interruption", "keep", "module", "report", "runs",
-        "samples", "states", "validation", "watch",
+        "arguments", "benchmark", "checkpoint_io", "checks", "data", "errors", "interruption", "keep", "module",
+        "report", "runs", "samples", "states", "validation", "watch",
     },
     "__init__": set(),
     "__main__": {"cli", "errors"},

@@ -68,7 +68,6 @@ def test_diversity_compares_pictures_of_one_group_only() -> None:
 
 def test_a_way_is_done_between_its_ends() -> None:
     assert [metrics.way(value, 0.2, 0.6) for value in (0.1, 0.2, 0.3, 0.6, 0.9)] == pytest.approx([0, 0, 0.25, 1, 1])
-    assert metrics.way(0.5, 0.7, 0.6) == 1  # no way to go
 
 
 def test_the_balance_is_the_harmonic_mean_and_zero_if_a_part_is() -> None:

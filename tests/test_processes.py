@@ -161,14 +161,16 @@ def test_a_strategy_that_forks_is_refused(folder: Path) -> None:
 
 def measuring(folder: Path) -> list[str]:
     tiny.clip(folder / "clip")
+    tiny.subject(folder / "girl", 5)
     about = {"clip_model": "clip", "steps": 2, "batch_size": 2, "num_images": 3, "losses_every_n_steps": 2}
-    return [f"--fidelity.{name}={value}" for name, value in about.items()]
+    return ["--data.identifier=sks", *(f"--fidelity.{name}={value}" for name, value in about.items())]
 
 
 def test_two_processes_measure_what_one_does(folder: Path) -> None:
     fidelity = measuring(folder)
     subject = ["validate", "--model.pretrained=tiny", "--data.instance_data_dir=girl", "--trainer.accelerator=cpu",
-               "--data.instance_prompt=a photo of sks girl", "--data.class_prompt=a girl", *fidelity]  # fmt: skip
+               "--data.instance_prompt=a photo of sks girl", "--data.class_prompt=a girl",
+               "--fidelity.base=tiny", *fidelity]  # fmt: skip
     alone(folder, *subject, "--name=one")
     together(folder, *subject, "--name=two")
     one, two = (folder / "checkpoints" / name for name in ("one", "two"))
@@ -193,9 +195,10 @@ def test_two_processes_test_what_one_does(folder: Path) -> None:
     tiny.pictures(folder / "bench/red_girl", 3)
     (folder / "bench/prompts_and_classes.txt").write_text(test_benchmark.FILE)
     verb = ["test", "--model.pretrained=tiny", "--benchmark.folder=bench", "--benchmark.subject=red_girl",
-            "--benchmark.steps=2", "--benchmark.batch_size=3", "--trainer.accelerator=cpu", *fidelity]  # fmt: skip
+            "--benchmark.steps=2", "--benchmark.batch_size=3", "--trainer.accelerator=cpu",
+            *fidelity]  # fmt: skip
     alone(folder, *verb, "--name=one")
-    together(folder, *verb, "--name=two")
+    together(folder, *verb, "--name=two", "--trainer.callbacks+=probes.Late")
     one, two = (folder / "checkpoints" / name for name in ("one", "two"))
     assert (one / "pictures.csv").read_bytes() == (two / "pictures.csv").read_bytes()
     for file in (two / "pictures").iterdir():  # one more goes on alone where two were interrupted

@@ -19,7 +19,7 @@ def protocol(prompts: list[str | StatedPrompt] | None = None, unrelated: list[st
         ("a photo of sks girl", "a photo of girl"),
         ("A photo of a boy in the style of sks", "A photo of a boy"),
         ("a butterfly, in the style of sks", "a butterfly"),
-        ("in the style of sks, a boat", "a boat"),
+        ("In the style of sks, a boat", "a boat"),
         ("a sks dog in the jungle", "a dog in the jungle"),
         ("asks for sksy sks", "asks for sksy"),
         ("a photo of a girl", "a photo of a girl"),
@@ -52,9 +52,23 @@ def test_a_prompt_may_state_its_own_text() -> None:
 
 def test_a_prompt_belongs_to_the_concept_whose_identifier_it_holds() -> None:
     assert concept_of("a painting of zwx", [GIRL, BOY]) == 1
-    assert concept_of("a painting of nobody", [GIRL]) == 0
+    assert concept_of("a painting of nobody", [Concept("a girl", "girl")]) == 0
+    with pytest.raises(InputError, match="unrelated_prompts"):
+        concept_of("a painting of nobody", [GIRL])
     with pytest.raises(InputError, match="a painting of nobody"):
         concept_of("a painting of nobody", [GIRL, BOY])
+
+
+def test_an_instance_prompt_belongs_to_its_own_concept_also_if_another_has_the_same_identifier() -> None:
+    boy = Concept("a photo of sks boy", "boy", "a photo of a boy", "class", "sks")
+    assert [concept_of(prompt, [GIRL, boy]) for prompt in (GIRL.instance_prompt, boy.instance_prompt)] == [0, 1]
+
+
+def test_a_class_prompt_among_the_prompts_is_measured_as_class_and_nothing_is_drawn_twice() -> None:
+    probes = protocol(["a photo of sks girl", "a photo of a girl", "a photo of sks girl"]).probes([GIRL])
+    assert [(probe.kind, probe.request.seed) for probe in probes] == [
+        ("instance", 7), ("instance", 8), ("class", 7), ("class", 8)
+    ]  # fmt: skip
 
 
 def test_a_class_that_two_concepts_share_is_drawn_once() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -73,8 +74,10 @@ def test_stopping_and_resuming_equals_never_stopping(
     settings = SETTINGS | {
         "data__num_workers": workers, "trainer__precision": precision, "model__optimizer": optimizer,
         "model__optimizer__lr": 1e-3, "data__cache_latents": cached, "fidelity__clip_model": small_clip,
-        "fidelity__steps": 2, "fidelity__every_n_steps": 2, "fidelity__losses_every_n_steps": 3,
+        "data__identifier": "sks", "fidelity__steps": 2, "fidelity__every_n_steps": 2,
+        "fidelity__losses_every_n_steps": 3,
     }  # fmt: skip
+    tiny.subject(Path("girl"), 5)
     run(**settings, name="whole")
     stopped(run, STOPS[0], **settings, name="parts")
     for at in STOPS[1:]:

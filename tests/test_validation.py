@@ -14,13 +14,15 @@ from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 
 from lightning_dreambooth import cli
+from lightning_dreambooth.errors import InputWarning
 
 Run = Callable[..., cli.DreamBoothCLI]
 
 
 @pytest.fixture
-def measured(run: Run, small_clip: Path) -> Run:
+def measured(here: Path, run: Run, small_clip: Path) -> Run:
     """A run that measures every second of four steps."""
+    tiny.subject(here / "girl", 5)
     settings = {
         "fidelity.clip_model": small_clip, "fidelity.steps": 2, "fidelity.every_n_steps": 2,
         "fidelity.losses_every_n_steps": 1, "data.identifier": "sks", "fidelity.guidance_scale": 2,
@@ -105,11 +107,11 @@ def test_validate_repeats_the_last_row_of_fit_from_its_state_and_about_from_its_
     assert row["drift/small"] > 0
 
 
-def test_the_untouched_base_does_not_drift_and_scores_nothing(here: Path, measured: Run) -> None:
-    measured("validate", name="base")
+def test_the_untouched_base_does_not_drift_and_scores_nothing(here: Path, measured: Run, tiny_sd: Path) -> None:
+    measured("validate", name="base", fidelity__base=tiny_sd)
     [row] = table(here / "checkpoints/base")
     assert row["drift/small"] == pytest.approx(0, abs=1e-9)
-    assert (row["score"], row["score/identity"], row["score/prompt"], row["score/class"]) == (0, 0, 1, 1)
+    assert (row["score"], row["score/identity"], row["score/class"]) == (0, 0, 1)
 
 
 def test_pictures_of_the_untuned_model_are_drawn_once_for_all_runs(here: Path, measured: Run) -> None:
@@ -133,15 +135,43 @@ def test_the_best_exports_stay_and_say_what_they_score(here: Path, measured: Run
 
 
 def test_training_stops_when_the_score_no_longer_grows(here: Path, measured: Run) -> None:
-    measured(
-        fidelity__every_n_steps=1, fidelity__patience=2, trainer__max_steps=50, model__optimizer="torch.optim.SGD",
-        model__optimizer__lr=1e-12, samples__every_n_steps=100,
-    )  # fmt: skip
-    rows = table(here / "checkpoints/dreambooth")
-    assert rows[-1]["step"] < 50
+    settings = {
+        "name": "run", "ckpt_path": "last", "fidelity__every_n_steps": 1, "fidelity__patience": 2,
+        "trainer__max_steps": 30, "model__optimizer": "torch.optim.AdamW", "model__optimizer__lr": 3e-3,
+        "samples__every_n_steps": 100,
+    }  # fmt: skip
+    measured(**settings)
+    rows = table(here / "checkpoints/run")
+    assert rows[-1]["step"] < 30
     scores = [row["score"] for row in rows[1:]]
+    assert max(scores) > 0
     assert len(scores) - 1 - scores.index(max(scores)) == 2
-    assert f"step-{len(scores):06d}.ckpt" in {path.name for path in (here / "checkpoints/dreambooth/states").iterdir()}
+    assert f"step-{len(scores):06d}.ckpt" in {path.name for path in (here / "checkpoints/run/states").iterdir()}
+    measured(**settings)  # going on does not train on
+    assert table(here / "checkpoints/run") == rows
+
+
+def test_scores_by_other_prompts_no_longer_count_when_a_run_goes_on(here: Path, measured: Run) -> None:
+    measured(name="run")
+    with pytest.warns(InputWarning, match="it no longer counts"):
+        measured(name="run", ckpt_path="last", trainer__max_steps=6, fidelity__seed=5)
+    rows = table(here / "checkpoints/run")
+    assert [row["step"] for row in rows if "score" in row] == [6]
+    assert [row["step"] for row in rows if "clip_i" in row] == [0, 2, 4, 6]
+
+
+def test_an_earlier_state_gone_on_from_forgets_what_came_after_it(
+    here: Path, measured: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    every = {"checkpoint__keep_states": 9, "checkpoint__every_n_steps": 1, "fidelity__every_n_steps": 1}
+    measured(name="run", checkpoint__keep_exports=9, **every)
+    capsys.readouterr()
+    early = "checkpoints/run/states/step-000001.ckpt"
+    measured(name="run", ckpt_path=early, trainer__max_steps=2, model__optimizer__lr=1e-3, **every)
+    rows = table(here / "checkpoints/run")
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    best = max((1, 2), key=lambda step: rows[step]["score"])
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"exports/step-00000{best}")
 
 
 def test_a_step_that_a_stop_left_unmeasured_is_measured_when_the_run_goes_on(here: Path, measured: Run) -> None:
@@ -185,13 +215,16 @@ def test_held_out_pictures_are_measured_and_not_trained_on(here: Path, measured:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"fidelity__base": "nowhere"}, "nowhere is neither a folder here nor a model"),
+        ({"fidelity__clip_model": None, "fidelity__unrelated_prompts": None, "fidelity__patience": 3}, "patience is"),
+        ({"fidelity__prompts": "[a photo of a tree]"}, "holds no concept's identifier"),
         ({"fidelity__num_images": 1}, "num_images is 1, must be 2 or more"),
         ({"fidelity__patience": 0}, "patience is 0, must be 1 or more"),
         ({"fidelity__clip_model": "nowhere"}, "clip_model nowhere is neither a folder here nor a model"),
-        ({"fidelity__dino": "nowhere"}, "dino nowhere is neither a folder here nor a model"),
+        ({"fidelity__dino": "nowhere"}, "dino nowhere is neither a folder here nor a DINO"),
         ({"fidelity__lpips": "nowhere.pth"}, "nowhere.pth is not a file"),
         ({"fidelity__prompts": "[sks]"}, "empty without its identifier"),
-        ({"fidelity__prompts": f"[{'girl ' * 60}]"}, "reads 48 tokens"),
+        ({"fidelity__prompts": f"[sks {'girl ' * 60}]"}, "reads 48 tokens"),
         ({"data__held_out_dir": "nothing"}, "nothing is not a folder"),
     ],
 )

@@ -85,6 +85,17 @@ def pictures(folder: Path, count: int, size_px: int = 40) -> Path:
     return folder
 
 
+def subject(folder: Path, count: int, size_px: int = 40) -> Path:
+    """Pictures that are more like each other than like what a random model draws."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        picture = Image.new("RGB", (size_px, size_px), (250 - i, 5 * i, 0))
+        left, top = (7 * i) % (size_px // 2), (11 * i) % (size_px // 2)
+        picture.paste((0, 20, 250), (left, top, left + size_px // 2, top + size_px // 2))
+        picture.save(folder / f"{i:02d}.png")
+    return folder
+
+
 def clip(folder: Path, seed: int = 0) -> Path:
     """A small open_clip folder, with the tokenizer of `stable_diffusion`."""
     torch.manual_seed(seed)
@@ -99,6 +110,7 @@ def clip(folder: Path, seed: int = 0) -> Path:
         },
     }  # fmt: skip
     weights = open_clip.CLIP(**config).state_dict()
+    weights["visual.conv1.weight"] *= 30  # a random tower sees hardly anything else than its own biases
     about = {"model_cfg": config, "preprocess_cfg": {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3}}
     (folder / "open_clip_config.json").write_text(json.dumps(about))
     save_file({name: value.contiguous() for name, value in weights.items()}, folder / "open_clip_model.safetensors")
