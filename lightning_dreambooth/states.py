@@ -75,6 +75,9 @@ def read_state(path: Path) -> dict[str, Any]:
     for name, kind in PARTS.items():
         if not isinstance(state.get(name), kind):
             raise InputError(f"{path} has no {name}; give a state that `fit` has written")
+    for name in ("step", "samples"):
+        if not isinstance(state["DreamBoothData"].get(name), int):
+            raise InputError(f"{path} does not say how far its data was seen; give a state that `fit` has written")
     for key, value in state.items():
         for hook in HOOKS:
             if isinstance(value, dict) and hook in value:

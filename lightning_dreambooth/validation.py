@@ -137,8 +137,9 @@ class Fidelity(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on with what was measured."""
-        self.history, self.evaluations = list(state_dict["history"]), state_dict["unet_evaluations"]
-        self.measured_by = state_dict["measured_by"]
+        self.history = list(state_dict.get("history", []))
+        self.evaluations = int(state_dict.get("unet_evaluations", 0))
+        self.measured_by = str(state_dict.get("measured_by", ""))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Reads what everything is compared with."""

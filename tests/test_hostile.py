@@ -107,6 +107,7 @@ STATES: dict[str, Callable[[], bytes]] = {
     "step is text": lambda: saved(plain_state() | {"global_step": "1"}),
     "weights are a list": lambda: saved(plain_state() | {"state_dict": []}),
     "another model": lambda: saved(plain_state()),
+    "no place in the data": lambda: saved(plain_state() | {"DreamBoothData": {"base_model": "x", "step": 1}}),
     "zip without a state": lambda: zipped({"readme.txt": b"hello"}),
     "zip that leaves its folder": lambda: zipped({"../../owned": b"x", "../data.pkl": pickle.dumps(Payload())}),
     "zip bomb": lambda: zipped({"x/data.pkl": bytes(500_000_000), "x/version": b"3"}, zipfile.ZIP_DEFLATED),
