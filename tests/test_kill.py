@@ -3,9 +3,11 @@
 `pytest tests/test_kill.py --times 20` kills twenty times; half of the kills wait for a file that is being written.
 """
 
+import os
 import random
 import signal
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 
 import forked
@@ -27,7 +29,9 @@ pytestmark = pytest.mark.slow
 
 
 def parts(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob(".*.part") if "tiny" not in path.parts]
+    # os.walk, for rglob stumbles over a folder that is renamed while it looks.
+    found = [Path(where, name) for where, folders, files in os.walk(folder) for name in (*folders, *files)]
+    return [path for path in found if fnmatch(path.name, ".*.part") and "tiny" not in path.parts]
 
 
 def kill(run: forked.Run, folder: Path, chance: random.Random, longest: float, writing: bool) -> bool:
