@@ -1,6 +1,7 @@
 """`python -m lightning_dreambooth`."""
 
 import logging
+import sys
 import warnings
 
 # What libraries say that a user can do nothing about.
@@ -34,4 +35,9 @@ if getattr(rank_zero_only, "rank", 0):  # one process says it for all
     warnings.simplefilter("ignore", InputWarning)
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["study"]:
+        from lightning_dreambooth.study import tool  # here: the verbs need no plots
+
+        tool.main(sys.argv[2:])
+    else:
+        main()

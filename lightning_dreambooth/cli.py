@@ -3,7 +3,8 @@
 import signal
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,17 @@ from lightning_dreambooth.checks import warn
 from lightning_dreambooth.data import DreamBoothData
 from lightning_dreambooth.errors import InputError, Stopped, TrainingError
 from lightning_dreambooth.interruption import SIGNALS, Interruption
-from lightning_dreambooth.keep import EXPORTS
+from lightning_dreambooth.keep import EXPORTS, Keep
 from lightning_dreambooth.module import DreamBooth
 from lightning_dreambooth.report import best_first, choice, figures_table, share_of_training
 from lightning_dreambooth.runs import RUNS, default_name, is_first, take_folder
-from lightning_dreambooth.samples import SAMPLES
+from lightning_dreambooth.samples import SAMPLES, Samples
 from lightning_dreambooth.states import check_base, find_state, newest_first, read_state
 from lightning_dreambooth.validation import TABLE, VALIDATION, Fidelity
 from lightning_dreambooth.watch import Watch
 
 PROG = "python -m lightning_dreambooth"
+TOOLS = "tools, each with its own --help: study (fits, figures, measures and a report from one file)"
 
 STRATEGIES = (SingleDeviceStrategy, DDPStrategy)  # tried; others keep parts of the weights in each process
 
@@ -53,6 +55,8 @@ class DreamBoothCLI(LightningCLI):
     """LightningCLI with a section for each part of a run, and its name."""
 
     folder = RUNS  # until the run has a name
+    state_path: Path | None = None
+    purge_step: int | None = None
 
     def __init__(self, interruption: Interruption, *args: Any, **kwargs: Any) -> None:
         self.interruption = interruption
@@ -84,9 +88,14 @@ class DreamBoothCLI(LightningCLI):
         """Leaves the parsed arguments alone: what is asked for wins over the checkpoint (Lightning#21455)."""
 
     def before_instantiate_classes(self) -> None:
-        """Names the run, and finds the state to go on from."""
+        """Looks at what the parser would call, and names the run."""
         config = self.config[self.subcommand]
         check_optimizer(config.model.optimizer)
+        self.name_run(config)
+        config.weights_only = True
+
+    def name_run(self, config: Any) -> None:
+        """Says where the run writes, and which state it goes on from."""
         configs = [Path(str(path)) for path in config.get("config") or []]
         default = default_name(configs)
         self.state_path = find_state(config.get("ckpt_path"), config.name, default)
@@ -111,7 +120,6 @@ class DreamBoothCLI(LightningCLI):
         else:
             self.folder = take_folder(config.name, default, self.state_path)
         config.ckpt_path = None if self.state_path is None else str(self.state_path)
-        config.weights_only = True
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Sets where a run writes, and how."""
@@ -125,7 +133,8 @@ class DreamBoothCLI(LightningCLI):
         if self.subcommand != "fit":
             kwargs["logger"] = False
         elif given.get("logger") in (None, True):
-            options: dict[str, Any] = {"name": self.folder.name, "version": "", "default_hp_metric": False}
+            name = str(self.folder.relative_to(RUNS))
+            options: dict[str, Any] = {"name": name, "version": "", "default_hp_metric": False}
             options["purge_step"] = self.purge_step
             kwargs["logger"] = TensorBoardLogger(RUNS, **options)
         # The saved config runs the job again, from its beginning and under a name of its own.
@@ -155,6 +164,22 @@ class DreamBoothCLI(LightningCLI):
     def fidelity(self) -> Fidelity:
         """The section of that name."""
         return self._get(self.config_init, "fidelity")
+
+    @property
+    def config_text(self) -> str:
+        """The whole config of the verb, as YAML."""
+        parser: LightningArgumentParser = self._parser(self.subcommand)
+        return parser.dump(self.config[self.subcommand], skip_none=False)
+
+    @property
+    def keep(self) -> Keep:
+        """The section `checkpoint`."""
+        return self._get(self.config_init, "checkpoint")
+
+    @property
+    def samples(self) -> Samples:
+        """The section of that name."""
+        return self._get(self.config_init, "samples")
 
     def before_validate(self) -> None:
         """Checks what is to be measured."""
@@ -201,7 +226,7 @@ class DreamBoothCLI(LightningCLI):
             raise Stopped(
                 number,
                 f"stopped by {signal.Signals(number).name} after step {self.trainer.global_step}, which is saved; "
-                f"go on with --name {self.folder.name} --ckpt_path last",
+                f"go on with --name {self.folder.relative_to(RUNS)} --ckpt_path last",
                 agreed=True,
             )
 
@@ -251,26 +276,54 @@ class LogConfig(SaveConfigCallback):
             trainer.logger.experiment.add_text("config", f"```yaml\n{text}\n```")
 
 
-def main(args: list[str] | None = None) -> DreamBoothCLI:
-    """Runs a verb; wrong input ends in one line and exit code 2, a failed run in one line and exit code 1.
+class LookedAt(DreamBoothCLI):
+    """`fit` up to where it would begin: what can be told without a model is looked at, nothing is written."""
 
-    A run that a signal has ended has saved, says so, and exits with 128 + the signal's number.
+    def _set_seed(self) -> None:
+        """Leaves the seed alone: nothing random follows."""
+
+    def name_run(self, config: Any) -> None:
+        """Gives no name."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        self.before_fit()
+
+
+OPTIONS: dict[str, Any] = {
+    "model_class": DreamBooth,
+    "datamodule_class": DreamBoothData,
+    "seed_everything_default": 0,
+    "auto_configure_optimizers": False,
+    "load_from_checkpoint_support": False,
+    "trainer_defaults": TRAINER_DEFAULTS,
+    "save_config_callback": LogConfig,
+    "save_config_kwargs": {"overwrite": True},
+    "parser_kwargs": {"prog": PROG, "exit_on_error": False, "epilog": TOOLS},
+}
+
+
+def look_at(words: list[str]) -> DreamBoothCLI:
+    """The words after `fit` => its trainer, module and data, neither loaded nor begun.
+
+    Raises:
+        InputError: if `fit` would end with it before a model is loaded.
     """
-    interruption = Interruption()
+    try:
+        return LookedAt(Interruption(), args=["fit", *words], **OPTIONS)
+    except ArgumentError as error:
+        raise InputError(str(error)) from error
+
+
+@contextmanager
+def front_door(interruption: Interruption) -> Iterator[None]:
+    """Wrong input ends in one line and exit code 2, a failed run in one line and exit code 1.
+
+    What a signal has ended says so, and exits with 128 + the signal's number.
+    """
     before = [signal.getsignal(number) for number in SIGNALS]
     try:
         interruption.listen()
-        return DreamBoothCLI(
-            interruption, DreamBooth, DreamBoothData,
-            args=args,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            trainer_defaults=TRAINER_DEFAULTS,
-            save_config_callback=LogConfig,
-            save_config_kwargs={"overwrite": True},
-            parser_kwargs={"prog": PROG, "exit_on_error": False},
-        )  # fmt: skip
+        yield
     except (InputError, ArgumentError) as error:
         sys.exit(_complain(error, 2))
     except (TrainingError, OSError) as error:
@@ -281,6 +334,13 @@ def main(args: list[str] | None = None) -> DreamBoothCLI:
     finally:
         for number, handler in zip(SIGNALS, before, strict=True):
             signal.signal(number, handler)
+
+
+def main(args: list[str] | None = None) -> DreamBoothCLI:
+    """Runs a verb."""
+    interruption = Interruption()
+    with front_door(interruption):
+        return DreamBoothCLI(interruption, args=args, **OPTIONS)
 
 
 def _complain(error: BaseException, code: int) -> int:

@@ -37,6 +37,7 @@ class DreamBoothData(pl.LightningDataModule):
         identifier: The rare word in the instance prompt that stands for the subject or style.
         held_out_dir: Folder of further instance pictures that are only measured.
         concepts_list: JSON file with several concepts, in place of the six arguments above.
+        num_instance_images: Instance pictures per concept that are trained on, the first by name; null takes all.
         num_class_images: Class pictures per concept.
         resolution: Side in px of the squares that are trained on and drawn; null takes the model's own.
         batch_size: Samples per step and process; with the prior on, each sample is an instance and a class row.
@@ -72,6 +73,7 @@ class DreamBoothData(pl.LightningDataModule):
         identifier: str | None = None,
         held_out_dir: str | None = None,
         concepts_list: str | None = None,
+        num_instance_images: int | None = None,
         num_class_images: int = 200,
         resolution: int | None = None,
         batch_size: int = 1,
@@ -100,6 +102,7 @@ class DreamBoothData(pl.LightningDataModule):
         super().__init__()
         linked = ["pretrained", "vae", "revision", "variant", "prior_weight", "train_text_encoder", "seed", "requests"]
         self.save_hyperparameters(ignore=[*linked, "sample_batch_size", "protocol"])
+        self.num_instance_images = num_instance_images
         self.num_class_images = num_class_images
         self.resolution = resolution
         self.batch_size = batch_size
@@ -130,7 +133,8 @@ class DreamBoothData(pl.LightningDataModule):
         self._check_values()
 
     def _check_values(self) -> None:
-        for name in ("num_class_images", "resolution", "batch_size", "class_batch_size", "sample_batch_size"):
+        bounded = ("num_instance_images", "num_class_images", "resolution", "batch_size", "class_batch_size")
+        for name in (*bounded, "sample_batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"data.{name} is {value}, must be 1 or more")
@@ -184,7 +188,7 @@ class DreamBoothData(pl.LightningDataModule):
         checks.check_concepts(self.concepts, needs_class, self.resolution_px)
         for concept in self.concepts if needs_class else []:
             priors.plan(concept, *self._class_images(concept), self.seed)
-        sets = listed(self.concepts, self.num_class_images * needs_class)
+        sets = listed(self.concepts, self.num_class_images * needs_class, self.num_instance_images)
         prompts = [picture.prompt for concept in sets for picture in (*concept.instances, *concept.classes)]
         prompts += [str(concept.class_prompt or "") for concept in self.concepts]
         drawn = [*self.requests, *(probe.request for probe in self.probes)]
@@ -236,7 +240,7 @@ class DreamBoothData(pl.LightningDataModule):
     def _setup_fit(self) -> None:
         for concept in self.concepts if self.with_prior else []:
             priors.fill(concept, *self._class_images(concept), self.seed, lambda: self.model, self.class_batch_size)
-        sets = listed(self.concepts, self.num_class_images * self.with_prior)
+        sets = listed(self.concepts, self.num_class_images * self.with_prior, self.num_instance_images)
         pictures = [picture for concept in sets for picture in concept.instances + concept.classes]
         prompts = sorted({"", *(picture.prompt for picture in pictures)})
         texts = tokenize(self.tokenizer, prompts)

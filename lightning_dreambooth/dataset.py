@@ -27,12 +27,17 @@ class ConceptPictures(NamedTuple):
     weight: int = 1
 
 
-def listed(concepts: Sequence[Concept], class_images: int) -> list[ConceptPictures]:
-    """The pictures of each concept, with so many of its class unless it names a number itself; 0 is without a class."""
+def listed(
+    concepts: Sequence[Concept], class_images: int, instance_images: int | None = None
+) -> list[ConceptPictures]:
+    """The pictures of each concept, with so many of its class unless it names a number itself; 0 is without a class.
+
+    Of the instance pictures the first so many, by name; None takes all.
+    """
     sets = []
     for concept in concepts:
         classes = class_pictures(concept)[0][: concept.num_class_images or class_images] if class_images else []
-        sets.append(ConceptPictures(instance_pictures(concept)[0], classes, concept.weight))
+        sets.append(ConceptPictures(instance_pictures(concept)[0][:instance_images], classes, concept.weight))
     return sets
 
 

@@ -22,6 +22,18 @@ class Subject(NamedTuple):
     prompts: list[str]
 
 
+def subjects_of(folder: Path) -> list[str]:
+    """The subjects that the dataset knows and whose pictures are there.
+
+    Raises:
+        InputError: if the file is not of that form, or there are none.
+    """
+    found = [name for name in _read(folder)[0] if (folder / name).is_dir()]
+    if not found:
+        raise InputError(f"{folder} holds no folder of a subject that {PROMPTS_FILE} knows")
+    return found
+
+
 def read_subject(folder: Path, name: str) -> Subject:
     """A subject with its pictures and its 25 prompts.
 
@@ -29,14 +41,7 @@ def read_subject(folder: Path, name: str) -> Subject:
         InputError: if the file is not of that form, or does not know the subject, or there are fewer than two pictures.
     """
     file = folder / PROMPTS_FILE
-    if not file.is_file():
-        raise InputError(f"{file} is not there; benchmark.folder must hold it beside a folder for each subject")
-    text = read_text(file)
-    classes = dict(re.findall(r"^([\w-]+),([\w -]+)$", text.split("Prompts")[0], re.MULTILINE))
-    classes.pop("subject_name", None)
-    lists = re.findall(r"prompt_list\s*=\s*(\[.*?^\])", text, re.MULTILINE | re.DOTALL)
-    if len(lists) != 2 or not classes:
-        raise InputError(f"{file} must hold a list of subjects with their classes and two prompt lists, objects first")
+    classes, lists = _read(folder)
     if name not in classes:
         raise InputError(f"{file} knows no subject {name!r}; it knows {', '.join(classes)}")
     if not (folder / name).is_dir():
@@ -45,6 +50,20 @@ def read_subject(folder: Path, name: str) -> Subject:
     if len(pictures) < 2:
         raise InputError(f"{folder / name} holds {len(pictures)} pictures; 2 or more are compared with each other")
     return Subject(name, classes[name], pictures, prompts_of(lists[classes[name] in LIVE], file))
+
+
+def _read(folder: Path) -> tuple[dict[str, str], list[str]]:
+    """The class of each subject, and the source of both prompt lists."""
+    file = folder / PROMPTS_FILE
+    if not file.is_file():
+        raise InputError(f"{file} is not there; the dataset's folder must hold it beside a folder for each subject")
+    text = read_text(file)
+    classes = dict(re.findall(r"^([\w-]+),([\w -]+)$", text.split("Prompts")[0], re.MULTILINE))
+    classes.pop("subject_name", None)
+    lists = re.findall(r"prompt_list\s*=\s*(\[.*?^\])", text, re.MULTILINE | re.DOTALL)
+    if len(lists) != 2 or not classes:
+        raise InputError(f"{file} must hold a list of subjects with their classes and two prompt lists, objects first")
+    return classes, lists
 
 
 def prompts_of(source: str, file: Path) -> list[str]:

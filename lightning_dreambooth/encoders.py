@@ -159,6 +159,11 @@ class Clip(Encoder):
                     f"{self.name} reads {length} tokens, {text!r} has more; give it as {{prompt: ..., text: ...}}"
                 )
 
+    @property
+    def logit_scale(self) -> float:
+        """What cosines are multiplied with before a softmax over texts (Radford et al. 2021, arXiv:2103.00020)."""
+        return float(self._loaded[0].logit_scale.exp())
+
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
         """Texts => embeddings on the CPU, each different text encoded once."""

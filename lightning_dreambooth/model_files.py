@@ -3,6 +3,7 @@
 import hashlib
 import json
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,11 @@ def _check_weights(file: Path) -> None:
         raise InputError(f"{file} cannot be read as safetensors ({error}); get the model again") from error
 
 
+def _count(file: Path) -> int:
+    with safe_open(file, framework="pt") as weights:
+        return sum(prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+
+
 class ModelFiles:
     """Where the files of a model lie, found or downloaded when first asked for.
 
@@ -143,6 +149,12 @@ class ModelFiles:
         """Names the original weights, which draw the class images and which a state goes on from."""
         parts = [self.folder / part / weights_file(part, self.variant) for part in ("unet", "text_encoder")]
         return fingerprint(*parts, self._vae_file)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the weights are."""
+        parts = [self.folder / part / weights_file(part, self.variant) for part in ("unet", "text_encoder")]
+        return sum(map(_count, [*parts, self._vae_file]))
 
     @property
     def vae_fingerprint(self) -> str:

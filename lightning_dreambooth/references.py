@@ -1,4 +1,4 @@
-"""What the untuned model draws for a protocol: drawn once, kept by content, shared by every run on that model."""
+"""What a model draws for given requests: drawn once, kept by content, shared by all who ask for the same."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ def path_of(request: Request, resolution_px: int, model: str, precision: str, fo
 
 def fill_references(
     requests: Sequence[Request], resolution_px: int, fingerprint: str, precision: str, folder: Path,
-    model: Callable[[], StableDiffusion], batch_size: int,
+    model: Callable[[], StableDiffusion], batch_size: int, title: str = "pictures of the untuned model",
 ) -> list[Path]:  # fmt: skip
     """Draws what is not there yet; returns the picture of each request."""
     paths = [path_of(request, resolution_px, fingerprint, precision, folder) for request in requests]
@@ -26,6 +26,5 @@ def fill_references(
         pairs = zip(paths, requests, strict=True)
         return [Wanted(path, request) for path, request in pairs if not path.is_file()]
 
-    title, made_by = "pictures of the untuned model", {"model": fingerprint}
-    fill(folder / fingerprint, plan, title, made_by, resolution_px, model, batch_size)
+    fill(folder / fingerprint, plan, title, {"model": fingerprint}, resolution_px, model, batch_size)
     return paths

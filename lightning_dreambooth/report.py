@@ -28,6 +28,19 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     write_text(path, text.getvalue())
 
 
+def read_csv(path: Path) -> list[dict[str, float]]:
+    """A table of numbers => its rows, without what is empty; no file, no rows."""
+    if not path.is_file():
+        return []
+    rows = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
+    return [{name: float(value) for name, value in row.items() if value} for row in rows]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Plain values that `write_json` has written."""
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
 def write_json(path: Path, content: Row) -> None:
     """Writes plain values."""
     write_text(path, json.dumps(content, indent=1) + "\n")

@@ -26,8 +26,8 @@ def take_folder(name: str | None, default: str, resumed: Path | None) -> Path:
     """
     if resumed:
         run = resumed.resolve().parent.parent
-        if run.parent == RUNS.resolve() and name in (None, run.name):
-            return RUNS / run.name
+        if run.is_relative_to(RUNS.resolve()) and name in (None, str(run.relative_to(RUNS.resolve()))):
+            return RUNS / run.relative_to(RUNS.resolve())
     if name is None:
         free = (RUNS / (default if number == 1 else f"{default}-{number}") for number in itertools.count(1))
         return next(folder for folder in free if claimed(folder))

@@ -53,8 +53,9 @@ def find_state(ckpt_path: str | None, name: str | None, default: str) -> Path | 
         if not is_whole(Path(ckpt_path)):
             raise InputError(f"{ckpt_path} is damaged or no state; give another one that `fit` has written")
         return Path(ckpt_path)
-    runs = re.compile(rf"{re.escape(default)}(-\d+)?" if name is None else re.escape(name))
-    states = [state for run in RUNS.glob("*") if runs.fullmatch(run.name) for state in newest_first(run / STATES)]
+    defaulted = re.compile(rf"{re.escape(default)}(-\d+)?")
+    runs = [RUNS / name] if name else [run for run in RUNS.glob("*") if defaulted.fullmatch(run.name)]
+    states = [state for run in runs for state in newest_first(run / STATES)]
     states.sort(key=lambda state: state.stat().st_mtime_ns, reverse=True)
     for state in states:
         if is_whole(state):

@@ -46,9 +46,9 @@ class Run:
         if self.process.is_alive():
             os.kill(self.process.pid, number)
 
-    def wait(self) -> int:
+    def wait(self, patience_seconds: int = PATIENCE) -> int:
         """Exit code, once it has ended; a signal that killed it counts below zero."""
-        self.process.join(PATIENCE)
+        self.process.join(patience_seconds)
         hangs = self.process.is_alive()
         if hangs:
             self.process.kill()

@@ -64,18 +64,46 @@ MAY_IMPORT = {
         "arguments", "benchmark", "checkpoint_io", "checks", "data", "errors", "interruption", "keep", "module",
         "report", "runs", "samples", "states", "validation", "watch",
     },
+    "study.spec": {"dreambench", "errors", "pictures", "sampling"},
+    "study.cost": {"cli", "dataset", "protocol", "sampling", "stable_diffusion"},
+    "study.drawing": {"model_files", "references", "sampling", "stable_diffusion"},
+    "study.fits": {
+        "cli", "dataset", "errors", "keep", "processes", "report", "runs", "states", "study.spec",
+    },
+    "study.parts": {
+        "cli", "dreambench", "protocol", "sampling", "study.cost", "study.drawing", "study.fits", "study.spec",
+    },
+    "study.executors": {"errors", "study.parts"},
+    "study.measuring": {"concepts", "data", "encoders", "metrics", "pictures", "protocol", "study.spec"},
+    "study.results": {
+        "benchmark", "cli", "metrics", "report", "study.drawing", "study.fits", "study.measuring", "study.spec",
+        "validation",
+    },
+    "study.plots": {"study.measuring"},
+    "study.page": {
+        "cli", "concepts", "pictures", "report", "study.measuring", "study.plots", "study.results", "study.spec",
+    },
+    "study.tool": {
+        "checks", "cli", "disk", "errors", "interruption", "runs", "study.cost", "study.drawing", "study.executors",
+        "study.fits", "study.measuring", "study.page", "study.parts", "study.results", "study.spec",
+    },
+    "study.__init__": set(),
     "__init__": set(),
-    "__main__": {"cli", "errors"},
+    "__main__": {"cli", "errors", "study.tool"},
 }  # fmt: skip
 ONLY_IN = {
     "pytorch_lightning": {
         "data", "module", "watch", "interruption", "samples", "validation", "benchmark", "keep", "checkpoint_io",
-        "runs", "arguments", "cli", "__main__",
+        "runs", "arguments", "cli", "study.drawing", "__main__",
     },
     "huggingface_hub": {"model_files"},
     "diffusers": {"stable_diffusion", "sampling"},
     "transformers": {"stable_diffusion", "checks", "data"},
-    "jsonargparse": {"cli"},
+    "jsonargparse": {"cli", "study.spec", "study.tool"},
+    "matplotlib": {"study.plots"},
+    "jinja2": {"study.page"},
+    "scipy": {"study.measuring"},
+    "ray": {"study.executors"},
     "open_clip": {"encoders"},
     "timm": {"encoders"},
     "torchmetrics": {"encoders", "metrics"},
@@ -83,23 +111,24 @@ ONLY_IN = {
 
 
 def imports(module: str) -> set[str]:
-    tree = ast.parse((FOLDER / f"{module}.py").read_text())
+    tree = ast.parse((FOLDER / f"{module.replace('.', '/')}.py").read_text())
     names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module:
-            whole = node.module == "lightning_dreambooth"
+            whole = node.module in ("lightning_dreambooth", "lightning_dreambooth.study")
             names += [f"{node.module}.{alias.name}" for alias in node.names] if whole else [node.module]
     return set(names)
 
 
 def test_every_file_has_its_place() -> None:
-    assert {path.stem for path in FOLDER.glob("*.py")} == set(MAY_IMPORT)
+    files = [path.relative_to(FOLDER).with_suffix("") for path in FOLDER.rglob("*.py")]
+    assert {".".join(file.parts) for file in files} == set(MAY_IMPORT)
 
 
 @pytest.mark.parametrize("module", MAY_IMPORT)
 def test_imports_point_one_way(module: str) -> None:
-    own = {name.split(".")[1] for name in imports(module) if name.startswith("lightning_dreambooth.")}
-    assert own <= MAY_IMPORT[module]
+    own = {name.split(".", 1)[1] for name in imports(module) if name.startswith("lightning_dreambooth.")}
+    assert {name for name in own if name != "study"} <= MAY_IMPORT[module]
 
 
 @pytest.mark.parametrize("library", ONLY_IN)

@@ -13,8 +13,9 @@ TREE = README.split("## The house")[1].split("```")[1]
 
 
 def test_the_tree_names_every_file_of_the_package_and_no_other() -> None:
-    named = set(re.findall(r"^  (\w+\.py)", TREE, re.MULTILINE))
-    assert named == {path.name for path in (ROOT / "lightning_dreambooth").glob("[!_]*.py")}
+    for folder, indent in {"lightning_dreambooth": 2, "lightning_dreambooth/study": 4}.items():
+        named = set(re.findall(rf"^ {{{indent}}}(\w+\.py)", TREE, re.MULTILINE))
+        assert named == {path.name for path in (ROOT / folder).glob("[!_]*.py")}
 
 
 def test_the_tree_names_what_lies_at_the_top() -> None:

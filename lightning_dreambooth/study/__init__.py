@@ -1,0 +1,1 @@
+"""A study from one file: fits, figures, measures, findings and a report."""

@@ -1,0 +1,83 @@
+"""What a study costs: training steps and UNet evaluations, and how long those take here."""
+
+import time
+from collections.abc import Callable
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from lightning_dreambooth.cli import DreamBoothCLI
+from lightning_dreambooth.dataset import Batch
+from lightning_dreambooth.protocol import unet_evaluations
+from lightning_dreambooth.sampling import Request, sample
+from lightning_dreambooth.stable_diffusion import tokenize
+
+TIMED = 3  # after a first one, which also sets things up
+
+
+def cost_of_fit(front: DreamBoothCLI) -> tuple[int, int, int]:
+    """A fit => optimizer steps, rows trained in each, and UNet evaluations of its measurements and sample grids."""
+    steps, fidelity, samples, data = front.trainer.max_steps, front.fidelity, front.samples, front.datamodule
+    measured = sum(unet_evaluations(probe.request) for probe in data.probes) * -(-steps // fidelity.every_n_steps)
+    prompts = samples.prompts or [concept.instance_prompt for concept in data.concepts]
+    grid = sum(map(unet_evaluations, samples.requests(prompts)))
+    rows = data.batch_size * (1 + data.with_prior) * front.trainer.accumulate_grad_batches
+    return steps, rows, measured + grid * (1 + -(-steps // samples.every_n_steps))
+
+
+def cost_of_test(front: DreamBoothCLI, prompts: int) -> int:
+    """UNet evaluations of the paper's protocol for one subject."""
+    benchmark = front.benchmark
+    return prompts * len(benchmark.seeds) * unet_evaluations(Request("", 0, *benchmark.settings))
+
+
+def room_for_fit(front: DreamBoothCLI) -> int:
+    """Bytes on disk that a fit leaves: its exports."""
+    keep = front.keep
+    return (keep.keep_exports + keep.keep_best) * front.datamodule.files.parameters * keep.dtype.itemsize
+
+
+def seconds_each(front: DreamBoothCLI, batch_size: int) -> tuple[float, float]:
+    """Seconds of an optimizer step and of a UNet evaluation in a batch of pictures, timed on the real model."""
+    module, data, trainer = front.model, front.datamodule, front.trainer
+    module.setup("fit")
+    module.to(trainer.strategy.root_device)
+    model = module.model
+    requests = [Request("", seed, steps=2) for seed in range(batch_size)]
+    evaluations = sum(map(unet_evaluations, requests))
+    with trainer.precision_plugin.forward_context():
+        drawing = _seconds(lambda: sample(model, requests, data.resolution_px)) / evaluations
+    rows = data.batch_size * (1 + data.with_prior)
+    texts = tokenize(data.tokenizer, [""] * rows).to(model.device)
+    if not data.train_text_encoder:
+        with torch.no_grad():
+            texts = model.embed(texts)
+    channels, *size = model.latent_shape(data.resolution_px)
+    pictures = torch.zeros(rows, 2 * channels, *size, device=model.device)
+    numbers = count()
+    optimizer = module.optimizer([weight for part in module.trained.values() for weight in part.parameters()])
+
+    def step() -> None:
+        for _ in range(trainer.accumulate_grad_batches):
+            batch = Batch([next(numbers) for _ in range(data.batch_size)], pictures, texts)
+            with trainer.precision_plugin.forward_context():
+                loss: Tensor = module.loss(batch).total
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    training = _seconds(step)
+    del module.model
+    return training, drawing
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Seconds that something takes, the mean of a few."""
+    work()
+    began = time.perf_counter()
+    for _ in range(TIMED):
+        work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - began) / TIMED

@@ -1,0 +1,226 @@
+"""Studies from end to end, on a model of a million random parameters."""
+
+import csv
+import os
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import forked
+import pytest
+import tiny
+import torch
+import yaml
+from test_study_spec import made_up_dataset
+
+from lightning_dreambooth.disk import sha256
+from lightning_dreambooth.encoders import Clip
+from lightning_dreambooth.metrics import cosines
+from lightning_dreambooth.pictures import read_picture
+
+pytestmark = pytest.mark.slow
+
+FIT = {
+    "model": {"pretrained": "tiny", "prior_weight": 1.0},
+    "data": {
+        "instance_data_dir": "girl", "instance_prompt": "a photo of sks girl", "class_data_dir": "class",
+        "class_prompt": "a photo of a girl", "identifier": "sks", "num_class_images": 3, "class_steps": 2,
+    },
+    "samples": {"steps": 1, "num_images": 1},
+    "fidelity": {"clip_model": "clip", "steps": 2, "every_n_steps": 2},
+    "trainer": {"max_steps": 4, "accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1},
+}  # fmt: skip
+STUDY = {
+    "config": "fit.yaml",
+    "variants": {"with": {}, "without": {"model.prior_weight": 0.0}},
+    "seeds": [1, 2],
+    "sampling": {"num_images": 2, "seed": 5, "steps": 2, "guidance_scale": 2.0, "batch_size": 3},
+    "quality": {"good": "a photo", "bad": "ugly"},
+    "figures": {
+        "training": {"training_pictures": True, "variants": ["with"]},
+        "subject": {"prompt": "a photo of sks girl", "note": "look at <this>"},
+        "settings": {"prompt": "a photo of a boy in the style of sks", "steps": [1, 3], "variants": ["with"]},
+    },
+    "findings": [
+        {"claim": "it learns", "figure": "subject", "measure": "clip_i", "more": {"variant": "without"},
+         "less": {"variant": "with"}},
+        {"claim": "steps help", "figure": "settings", "measure": "quality", "more": {"steps": 3}, "less": {"steps": 1}},
+    ],
+}  # fmt: skip
+
+
+def room(folder: Path) -> Path:
+    """A folder with a model, an encoder, pictures and a study."""
+    tiny.stable_diffusion(folder / "tiny")
+    tiny.clip(folder / "clip")
+    tiny.subject(folder / "girl", 4)
+    (folder / "fit.yaml").write_text(yaml.safe_dump(FIT))
+    (folder / "mine.yaml").write_text(yaml.safe_dump(STUDY))
+    return folder
+
+
+def study(folder: Path, *words: str) -> str:
+    """Runs the study to its end; returns what it and its fits have printed."""
+    run = forked.start(folder, ["study", *(words or ["mine.yaml"])])
+    assert run.wait(patience_seconds=600) == 0, run.said()
+    return run.said()
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open() as opened:
+        return list(csv.DictReader(opened))
+
+
+def tables(folder: Path) -> dict[str, list[dict[str, str]]]:
+    """All tables, without the digests in the names of runs, and with what is drawn by content."""
+    found = {}
+    for file in sorted((folder / "checkpoints/mine/tables").glob("*.csv")):
+        found[file.stem] = [
+            {key: sha256(folder / value) if key == "file" else value for key, value in row.items()}
+            for row in rows(file)
+        ]
+    return found
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study that ran without a stop."""
+    folder = room(tmp_path_factory.mktemp("study"))
+    (folder / "said").write_text(study(folder))
+    return folder
+
+
+def test_the_last_line_says_where_everything_lies(done: Path) -> None:
+    said = (done / "said").read_text().splitlines()
+    pattern = r"mine: 4 fits, 3 figures, 16 pictures measured in \d+ min; report in (\S+), tables in (\S+)"
+    report, tables = re.fullmatch(pattern, said[-1]).groups()
+    assert (done / report).is_file()
+    assert {file.stem for file in (done / tables).iterdir()} == {"pictures", "figures", "fits", "findings"}
+    assert sum("steps help" in line for line in said) == 1
+
+
+def test_the_report_needs_no_other_file_and_shows_every_picture(done: Path) -> None:
+    page = (done / "checkpoints/mine/report.html").read_text()
+    assert [each for each in re.findall(r'(?:src|href)="([^"]*)"', page) if not each.startswith(("data:", "#"))] == []
+    assert page.count('src="data:image/webp') == 4 + 2 * 4 + 2 * 4  # training pictures, both figures
+    assert "look at &lt;this&gt;" in page
+    assert "steps help" in page
+    assert "<svg" not in page
+    assert page.count("data:image/svg+xml") >= 2 * 3  # curves of the settings, and of training
+
+
+def test_rows_of_pictures_hold_what_an_encoder_says_of_them(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(done)
+    clip = Clip("clip")
+    own = clip.pictures([read_picture(path) for path in sorted(Path("girl").glob("*.png"))])
+    found = rows(Path("checkpoints/mine/tables/pictures.csv"))
+    assert len(found) == 16
+    for row in found:
+        drawn = clip.pictures([read_picture(Path(row["file"]))])
+        texts = clip.texts([row["text"], "a photo", "ugly"])
+        assert float(row["clip_i"]) == pytest.approx(cosines(drawn, own).mean().item(), abs=1e-3)
+        said = cosines(drawn, texts)[0]
+        assert float(row["clip_t"]) == pytest.approx(said[0].item(), abs=1e-3)
+        better = torch.softmax(clip.logit_scale * said[1:], 0)[0].item()
+        assert float(row["quality"]) == pytest.approx(better, abs=2e-2)
+    assert {row["text"] for row in found} == {"a photo of girl", "a photo of a boy"}
+
+
+def test_columns_of_a_figure_share_their_noise(done: Path) -> None:
+    found = rows(done / "checkpoints/mine/tables/pictures.csv")
+    by_row: dict[tuple[str, ...], list[str]] = {}
+    for row in found:
+        by_row.setdefault((row["figure"], row["variant"], row["steps"], row["fit_seed"]), []).append(row["seed"])
+    assert set(map(tuple, by_row.values())) == {("5", "6")}
+
+
+def test_figures_are_the_means_over_fits(done: Path) -> None:
+    pictures = rows(done / "checkpoints/mine/tables/pictures.csv")
+    for row in rows(done / "checkpoints/mine/tables/figures.csv"):
+        mine = [each for each in pictures if all(each[key] == row[key] for key in ("figure", "variant", "steps"))]
+        assert float(row["clip_i"]) == pytest.approx(sum(float(each["clip_i"]) for each in mine) / len(mine))
+        assert float(row["clip_i_low"]) <= float(row["clip_i"]) <= float(row["clip_i_high"])
+
+
+def test_a_finished_study_is_not_run_again(done: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (done / "checkpoints/mine").rglob("*.safetensors")}
+    before |= {path: path.stat().st_mtime_ns for path in (done / "checkpoints/mine").rglob("*.png")}
+    first = tables(done)
+    said = study(done)
+    assert "mine: 4 fits, 8 parts, of which 8 are done" in said
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert tables(done) == first
+
+
+def test_a_dry_run_tells_what_is_left_and_does_nothing(done: Path, tmp_path: Path) -> None:
+    assert "about 0 min in all" in study(done, "mine.yaml", "--dry_run")
+    folder = room(tmp_path)
+    said = study(folder, "mine.yaml", "--dry_run")
+    assert "mine: 4 fits, 8 parts, of which 0 are done" in said
+    assert "fit without, seed 2: 4 steps" in said
+    assert not (folder / "checkpoints").exists()
+    assert not (folder / "class").exists()
+
+
+def test_what_was_changed_is_run_again_and_nothing_else(done: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(done, tmp_path / "copy", symlinks=True)
+    changed = STUDY | {"variants": {"with": {}, "without": {"model.prior_weight": 0.0, "data.flip": True}}}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(changed | {"seeds": [1]}))
+    assert "mine: 2 fits, 4 parts, of which 2 are done" in study(folder)
+    (folder / "girl/00.png").unlink()  # what is learned is part of what a fit is
+    said = study(folder)
+    assert "mine: 2 fits, 4 parts, of which 0 are done" in said
+
+
+def test_a_killed_study_goes_on_and_ends_as_if_it_had_not_been(done: Path, tmp_path: Path) -> None:
+    folder = room(tmp_path)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        run = forked.start(folder, ["study", "mine.yaml"])
+        fits = len(list((folder / "checkpoints").glob("mine/*/study.json")))
+        while len(list((folder / "checkpoints").glob("mine/*/exports/*"))) <= fits:
+            time.sleep(0.05)
+            assert run.process.is_alive(), run.said()
+        os.kill(run.process.pid, number)
+        code = run.wait()
+        assert code in (128 + number, -number), run.said()
+    study(folder)
+    assert tables(folder) == tables(done)
+
+
+def test_every_subject_of_a_dataset_is_fitted_tested_and_merged(tmp_path: Path) -> None:
+    folder = room(tmp_path)
+    made_up_dataset(folder / "set")
+    overrides = {"trainer.max_steps": 2, "benchmark.steps": 2, "benchmark.num_images": 2}
+    content = {"config": "fit.yaml", "dreambench": {"folder": "set"}, "overrides": overrides, "seeds": [3]}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(content))
+    study(folder)
+    found = rows(folder / "checkpoints/mine/tables/dreambench.csv")
+    assert [row[""] for row in found[:3]] == ["mug", "owl", "mean of 2 subjects"]
+    assert float(found[2]["clip_i"]) == pytest.approx((float(found[0]["clip_i"]) + float(found[1]["clip_i"])) / 2)
+    assert float(found[2]["clip_i_low"]) == pytest.approx(min(float(row["clip_i"]) for row in found[:2]))
+    assert [row["clip_t"] for row in found if row[""] == "published: DreamBooth, Stable Diffusion"] == ["0.305"]
+    assert "published: DreamBooth, Imagen" in (folder / "checkpoints/mine/report.html").read_text()
+    assert "of which 4 are done" in study(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"overrides": {"model.colour": "red"}}, "model.colour"),
+        ({"overrides": {"model.prior_weight": -1}}, "model.prior_weight is -1"),
+        ({"overrides": {"data.instance_data_dir": "nowhere"}}, "nowhere is not a folder"),
+        ({"overrides": {"fidelity.clip_model": None}}, "nothing measures the pictures of with"),
+        ({"overrides": {"checkpoint.keep_exports": 10**9}}, "bytes are free there"),
+    ],
+)
+def test_a_study_that_cannot_run_is_refused_before_anything_is_trained(
+    tmp_path: Path, change: dict[str, object], said: str
+) -> None:
+    folder = room(tmp_path)
+    (folder / "mine.yaml").write_text(yaml.safe_dump(STUDY | change))
+    run = forked.start(folder, ["study", "mine.yaml"])
+    assert run.wait() == 2
+    assert said in [line for line in run.said().splitlines() if "error:" in line][-1]
+    assert not (folder / "checkpoints").exists()
