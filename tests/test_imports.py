@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "pictures": {"disk", "errors"},
     "concepts": {"errors", "pictures"},
     "model_files": {"disk", "errors"},
+    "analysis": {"model_files", "optimization"},
     "stable_diffusion": {"errors", "model_files"},
     "sampling": {"errors", "stable_diffusion"},
     "gallery": {"errors", "pictures", "processes", "sampling", "stable_diffusion"},

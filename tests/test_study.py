@@ -224,3 +224,26 @@ def test_a_study_that_cannot_run_is_refused_before_anything_is_trained(
     assert run.wait() == 2
     assert said in [line for line in run.said().splitlines() if "error:" in line][-1]
     assert not (folder / "checkpoints").exists()
+
+
+def test_ray_with_a_worker_killed_gives_the_same_tables(done: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    folder = room(tmp_path)
+    run = forked.start(folder, ["study", "mine.yaml", "--executor=ray"], {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"})
+    killed = False
+    while not killed:
+        assert run.process.is_alive(), run.said()
+        time.sleep(0.05)
+        workers = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and b"ray::_do" in command_of(int(pid))]
+        if workers and list((folder / "checkpoints").glob("mine/*/states/*")):
+            os.kill(workers[0], signal.SIGKILL)
+            killed = True
+    assert run.wait(patience_seconds=600) == 0, run.said()
+    assert tables(folder) == tables(done)
+
+
+def command_of(process: int) -> bytes:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:  # it has ended meanwhile
+        return b""
