@@ -27,6 +27,7 @@ FIT = {
     "data": {
         "instance_data_dir": "girl", "instance_prompt": "a photo of sks girl", "class_data_dir": "class",
         "class_prompt": "a photo of a girl", "identifier": "sks", "num_class_images": 3, "class_steps": 2,
+        "batch_size": 2,
     },
     "samples": {"steps": 1, "num_images": 1},
     "fidelity": {"clip_model": "clip", "steps": 2, "every_n_steps": 2},
@@ -226,10 +227,22 @@ def test_a_study_that_cannot_run_is_refused_before_anything_is_trained(
     assert not (folder / "checkpoints").exists()
 
 
-def test_ray_with_a_worker_killed_gives_the_same_tables(done: Path, tmp_path: Path) -> None:
-    pytest.importorskip("ray")
+def numbers(folder: Path) -> list[float]:
+    found = tables(folder)
+    return [float(row[key]) for row in found["figures"] for key in ("clip_i", "clip_t", "quality", "div")]
+
+
+def test_fits_of_two_processes_give_the_same_tables(done: Path, tmp_path: Path) -> None:
     folder = room(tmp_path)
-    run = forked.start(folder, ["study", "mine.yaml", "--executor=ray"], {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"})
+    two = {"trainer.devices": 2, "trainer.strategy": "ddp", "data.batch_size": 1}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(STUDY | {"overrides": two}))
+    study(folder)
+    assert numbers(folder) == pytest.approx(numbers(done), abs=1e-3)
+
+
+def test_ray_with_a_worker_killed_gives_the_same_tables(done: Path, tmp_path: Path) -> None:
+    folder = room(tmp_path)
+    run = forked.start(folder, ["study", "mine.yaml", "--executor=ray"])
     killed = False
     while not killed:
         assert run.process.is_alive(), run.said()
@@ -247,3 +260,33 @@ def command_of(process: int) -> bytes:
         return Path(f"/proc/{process}/cmdline").read_bytes()
     except OSError:  # it has ended meanwhile
         return b""
+
+
+def test_the_study_on_a_model_of_stable_diffusions_layout(tmp_path: Path) -> None:
+    folder = tmp_path
+    tiny.stable_diffusion(folder / "sd15", factor=8)
+    for file in list((folder / "sd15").rglob("*.safetensors")):
+        shutil.copy(file, file.with_suffix(".fp16.safetensors"))
+    tiny.clip(folder / "clip")
+    tiny.dino(folder / "dino")
+    tiny.subject(folder / "data/webtoon", 3)
+    (folder / "configs").symlink_to(Path(__file__).parent.parent / "configs")
+    small = {
+        "model.pretrained": "sd15", "model.vae": "sd15/vae", "data.resolution": 32, "data.num_class_images": 2,
+        "data.class_steps": 1, "samples.steps": 1, "samples.num_images": 1, "fidelity.clip_model": "clip",
+        "fidelity.clip_pretrained": None, "fidelity.dino": "dino", "fidelity.steps": 1, "trainer.max_steps": 1,
+        "trainer.accelerator": "cpu", "trainer.log_every_n_steps": 1, "trainer.enable_progress_bar": False,
+        "trainer.precision": "bf16-mixed",
+    }  # fmt: skip
+    extended = yaml.safe_load((folder / "configs/studies/webtoon.yaml").read_text())
+    for figure in extended["figures"].values():
+        figure["steps"] = [1, 2] if isinstance(figure.get("steps"), list) else 1
+    sampling = extended["sampling"] | {"num_images": 2}
+    content = {"extends": "configs/studies/webtoon_sd15.yaml", "overrides": small, "seeds": [1], "sampling": sampling}
+    content |= {"figures": extended["figures"], "findings": []}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    study(folder)
+    page = (folder / "checkpoints/mine/report.html").read_text()
+    assert len(re.findall(r"<section id=", page)) == len(extended["figures"])
+    found = rows(folder / "checkpoints/mine/tables/figures.csv")
+    assert {"clip_i", "dino", "clip_t", "quality", "div"} <= found[0].keys()

@@ -21,9 +21,11 @@ from torchvision.transforms.functional import pil_to_tensor
 
 RUNS = Path("checkpoints")
 SEEDS = (1, 2, 3)
-FIT = ["-c", "configs/toon.yaml", "--model.prior_weight=0", "--trainer.max_steps=1200", "--checkpoint.every_n_steps=400"]
+EACH = 32  # pictures of a prompt that the classifier sees
+LONG = ["--model.prior_weight=0", "--trainer.max_steps=1200", "--checkpoint.every_n_steps=400"]
+PROMPTS = ("a photo of sks girl with blue hair", "a photo of sks girl with red hair", "a hand drawing of sks girl")
 OTHERS = [
-    "--fidelity.prompts=[a photo of sks girl with blue hair, a hand drawing of sks girl, a photo of sks girl with red hair]",
+    f"--fidelity.prompts=[{', '.join(PROMPTS)}]",
     "--fidelity.unrelated_prompts=[a painting of a boy, a flat icon of a cat face]",
     "--fidelity.seed=5000", "--fidelity.num_images=8", "--fidelity.base=checkpoints/toonbase",
 ]  # fmt: skip
@@ -61,16 +63,18 @@ def pictures(folder: Path) -> Tensor:
 
 
 def judged(name: str, export: Path) -> dict[str, float]:
-    """An export => its score on other prompts, and the shares of pictures of which the classifier says what was asked."""
+    """An export => its score on other prompts, and how often the classifier says what was asked."""
     measured = run("validate", f"{name}-other", "-c", "configs/toon.yaml", f"--model.pretrained={export}", *OTHERS)
     classifier = load(Path(__file__).parent / "classifier.safetensors")
     found = {"score": rows(measured)[-1]["score"]}
+    drawn = run(
+        "predict", f"{name}-drawn", f"--model.pretrained={export}", f"--samples.prompts=[{', '.join(JUDGED)}]",
+        f"--samples.num_images={EACH}", "--samples.seed=6000", "--samples.guidance_scale=4", "--samples.batch_size=32",
+    )  # fmt: skip
+    said = classify(classifier, pictures(drawn))
     for place, (prompt, (head, answer)) in enumerate(JUDGED.items()):
-        drawn = run(
-            "predict", f"{name}-drawn-{place}", f"--model.pretrained={export}", f"--samples.prompts={prompt}",
-            "--samples.num_images=32", "--samples.seed=6000", "--samples.guidance_scale=4", "--samples.batch_size=32",
-        )  # fmt: skip
-        found[f"{prompt}: {head} {answer}"] = fmean(each == answer for each in classify(classifier, pictures(drawn))[head])
+        mine = said[head][place * EACH : (place + 1) * EACH]
+        found[f"{prompt}: {head} {answer}"] = fmean(each == answer for each in mine)
     return found | {"classifier": fmean(list(found.values())[1:])}
 
 
@@ -78,7 +82,7 @@ def main() -> None:
     """Prints a row per figure: the chosen step, the last one, and the difference with its 95 % Student interval."""
     chosen, last = [], []
     for seed in SEEDS:
-        folder = run("fit", f"long-seed-{seed}", *FIT, f"--seed_everything={seed}")
+        folder = run("fit", f"long-seed-{seed}", "-c", "configs/toon.yaml", *LONG, f"--seed_everything={seed}")
         best = max(rows(folder), key=lambda row: row.get("score", 0))
         print(f"seed {seed}: step {best['step']:.0f} is chosen, score {best['score']:.3f}; "
               f"the last one scores {rows(folder)[-1]['score']:.3f}")
