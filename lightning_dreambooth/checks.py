@@ -82,6 +82,12 @@ def _look_at(paths: list[Path], resolution_px: int) -> None:
         warn(f"{paths[i]} and {paths[j]} are nearly the same picture, which counts double")
 
 
+def check_enough(sets: Sequence[Sequence[object]], wanted: int | None) -> None:
+    """Raises InputError if a concept has fewer instance pictures than are asked for."""
+    if wanted is not None and (fewest := min(map(len, sets))) < wanted:
+        raise InputError(f"data.num_instance_images is {wanted}, there are {fewest}; lower it, or add pictures")
+
+
 def check_lengths(prompts: Iterable[str], tokenizer: CLIPTokenizer) -> None:
     """Warns of prompts that the model does not see to their end."""
     for prompt in dict.fromkeys(prompts):

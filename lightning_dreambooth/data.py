@@ -14,6 +14,7 @@ from lightning_dreambooth import checks, priors
 from lightning_dreambooth.concepts import Concept, given_concepts
 from lightning_dreambooth.dataset import OrderedLoader, PairDataset, ShardedOrder, digests, listed, views_of
 from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.gallery import Wanted
 from lightning_dreambooth.latents import LatentCache, embeddings
 from lightning_dreambooth.model_files import ModelFiles
 from lightning_dreambooth.priors import Recipe
@@ -186,9 +187,10 @@ class DreamBoothData(pl.LightningDataModule):
         checks.check_resolution(self.resolution_px, self.files.vae_factor)
         needs_class = self.with_prior and training
         checks.check_concepts(self.concepts, needs_class, self.resolution_px)
-        for concept in self.concepts if needs_class else []:
-            priors.plan(concept, *self._class_images(concept), self.seed)
+        if needs_class:
+            self.missing_class_images()
         sets = listed(self.concepts, self.num_class_images * needs_class, self.num_instance_images)
+        checks.check_enough([concept.instances for concept in sets], self.num_instance_images)
         prompts = [picture.prompt for concept in sets for picture in (*concept.instances, *concept.classes)]
         prompts += [str(concept.class_prompt or "") for concept in self.concepts]
         drawn = [*self.requests, *(probe.request for probe in self.probes)]
@@ -237,9 +239,19 @@ class DreamBoothData(pl.LightningDataModule):
                 self.base_pictures = self._base_pictures(self.protocol)
         self.__dict__.pop("model", None)
 
-    def _setup_fit(self) -> None:
+    def missing_class_images(self) -> list[Wanted]:
+        """The class images that are trained on and not there yet."""
+        concepts = self.concepts if self.with_prior else []
+        plans = [priors.plan(concept, *self._class_images(concept), self.seed) for concept in concepts]
+        return [wanted for plan in plans for wanted in plan]
+
+    def draw_class_images(self) -> None:
+        """Draws them, all processes together."""
         for concept in self.concepts if self.with_prior else []:
             priors.fill(concept, *self._class_images(concept), self.seed, lambda: self.model, self.class_batch_size)
+
+    def _setup_fit(self) -> None:
+        self.draw_class_images()
         sets = listed(self.concepts, self.num_class_images * self.with_prior, self.num_instance_images)
         pictures = [picture for concept in sets for picture in concept.instances + concept.classes]
         prompts = sorted({"", *(picture.prompt for picture in pictures)})

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "dataset": {"concepts", "disk", "draws", "latents", "pictures"},
     "checks": {"concepts", "errors", "pictures", "stable_diffusion"},
     "data": {
-        "checks", "concepts", "dataset", "errors", "latents", "model_files", "priors", "processes",
+        "checks", "concepts", "dataset", "errors", "gallery", "latents", "model_files", "priors", "processes",
         "protocol", "references", "sampling", "stable_diffusion",
     },
     "module": {
@@ -69,24 +69,26 @@ MAY_IMPORT = {
     "study.cost": {"cli", "dataset", "protocol", "sampling", "stable_diffusion"},
     "study.drawing": {"model_files", "references", "sampling", "stable_diffusion"},
     "study.fits": {
-        "cli", "dataset", "errors", "keep", "processes", "report", "runs", "states", "study.spec",
+        "cli", "dataset", "disk", "dreambench", "errors", "keep", "report", "runs", "states", "study.spec",
     },
     "study.parts": {
         "cli", "dreambench", "protocol", "sampling", "study.cost", "study.drawing", "study.fits", "study.spec",
     },
-    "study.executors": {"errors", "study.parts"},
-    "study.measuring": {"concepts", "data", "encoders", "metrics", "pictures", "protocol", "study.spec"},
+    "study.executors": {"errors", "interruption", "study.parts"},
+    "study.measuring": {"concepts", "data", "encoders", "errors", "metrics", "pictures", "protocol", "study.spec"},
     "study.results": {
-        "benchmark", "cli", "metrics", "report", "study.drawing", "study.fits", "study.measuring", "study.spec",
-        "validation",
+        "benchmark", "cli", "metrics", "report", "study.drawing", "study.fits", "study.measuring", "study.parts",
+        "study.spec", "validation",
     },
     "study.plots": {"study.measuring"},
     "study.page": {
-        "cli", "concepts", "pictures", "report", "study.measuring", "study.plots", "study.results", "study.spec",
+        "cli", "concepts", "dataset", "pictures", "report", "study.measuring", "study.plots", "study.results",
+        "study.spec",
     },
     "study.tool": {
-        "checks", "cli", "disk", "errors", "interruption", "runs", "study.cost", "study.drawing", "study.executors",
-        "study.fits", "study.measuring", "study.page", "study.parts", "study.results", "study.spec",
+        "checks", "cli", "disk", "dreambench", "errors", "interruption", "protocol", "runs", "study.cost",
+        "study.drawing", "study.executors", "study.fits", "study.measuring", "study.page", "study.parts",
+        "study.results", "study.spec",
     },
     "study.__init__": set(),
     "__init__": set(),

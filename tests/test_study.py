@@ -150,7 +150,7 @@ def test_a_finished_study_is_not_run_again(done: Path) -> None:
     before |= {path: path.stat().st_mtime_ns for path in (done / "checkpoints/mine").rglob("*.png")}
     first = tables(done)
     said = study(done)
-    assert "mine: 4 fits, 8 parts, of which 8 are done" in said
+    assert "mine: 4 fits, 9 parts, of which 9 are done" in said
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert tables(done) == first
 
@@ -159,7 +159,7 @@ def test_a_dry_run_tells_what_is_left_and_does_nothing(done: Path, tmp_path: Pat
     assert "about 0 min in all" in study(done, "mine.yaml", "--dry_run")
     folder = room(tmp_path)
     said = study(folder, "mine.yaml", "--dry_run")
-    assert "mine: 4 fits, 8 parts, of which 0 are done" in said
+    assert "mine: 4 fits, 9 parts, of which 0 are done" in said
     assert "fit without, seed 2: 4 steps" in said
     assert not (folder / "checkpoints").exists()
     assert not (folder / "class").exists()

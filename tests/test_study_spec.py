@@ -54,6 +54,23 @@ def test_keys_of_a_grid_with_the_same_end_keep_their_whole_names(read: Read) -> 
     assert list(read(grid={"samples.seed": [1], "fidelity.seed": [2]}).variants) == ["samples.seed=1,fidelity.seed=2"]
 
 
+def test_texts_are_values_of_a_grid_too(read: Read) -> None:
+    variants = read(grid={"data.instance_prompt": ["a photo of sks: girl", "zwx/girl"]}).variants
+    assert list(variants) == ["instance_prompt=a-photo-of-sks-girl", "instance_prompt=zwx-girl"]
+    assert [each.settings["instance_prompt"] for each in variants.values()] == ["a photo of sks: girl", "zwx/girl"]
+    with pytest.raises(InputError, match="two variants are called instance_prompt=a-b"):
+        read(grid={"data.instance_prompt": ["a b", "a/b"]})
+
+
+def test_keys_of_a_grid_that_are_axes_keep_their_whole_names(read: Read) -> None:
+    study = read(grid={"fidelity.steps": [5, 6]}, figures={"one": {"prompt": "x", "steps": 3}})
+    assert [dict(row.differs) for row in study.figures["one"].rows] == [{"fidelity.steps": 5}, {"fidelity.steps": 6}]
+
+
+def test_what_is_left_empty_is_as_if_it_were_not_there(read: Read) -> None:
+    assert read(findings=None, figures=None, grid=None, sampling=None).figures == {}
+
+
 def test_the_config_may_depend_on_the_variant(read: Read) -> None:
     variants = read(config="fit_{variant}.yaml", variants={"a": {}, "b": {}}).variants
     assert [each.config for each in variants.values()] == ["fit_a.yaml", "fit_b.yaml"]
@@ -95,7 +112,13 @@ def test_a_study_takes_what_it_does_not_say_from_the_one_it_extends(read: Read) 
     [
         ({"confg": "fit.yaml"}, "confg"),
         ({"config": "nowhere.yaml"}, "config nowhere.yaml is not a file here"),
-        ({"seeds": []}, "seeds is empty"),
+        ({"seeds": []}, "seeds is [], must be one or more different numbers"),
+        ({"seeds": [1, 1]}, "seeds is [1, 1], must be one or more different numbers"),
+        ({"seeds": [1, -1]}, "must be one or more different numbers of 0 or more"),
+        ({"overrides": {"seed_everything": 3}}, "seed_everything is given by seeds"),
+        ({"grid": {"data.flip": []}}, "grid has no values for data.flip"),
+        ({"variants": {True: {}}}, "the key True is no text to YAML"),
+        ({"resources": {"cpus": 4}}, "resources has cpus; it takes num_cpus and num_gpus"),
         ({"seeds": "x"}, "seeds"),
         ({"variants": {"a b": {}}}, "'a b' cannot name a folder"),
         ({"figures": {"one": {"prompt": "x", "variants": ["z"]}}}, "names the variant 'z'; there are mine"),
@@ -103,14 +126,15 @@ def test_a_study_takes_what_it_does_not_say_from_the_one_it_extends(read: Read) 
         ({"figures": {"../one": {"prompt": "x"}}}, "cannot name a folder"),
         ({"figures": {"one": {}}}, "figure one has no prompt"),
         ({"figures": {"one": {"prompt": "x", "colour": 1}}}, "colour"),
-        ({"figures": {"one": {"prompt": "x", "steps": 0}}}, "steps is 0, must lie in 1 ... 1000"),
+        ({"figures": {"one": {"prompt": "x", "steps": 0}}}, "figure one: steps is 0, must lie in 1 ... 1000"),
         ({"figures": {"one": {"prompt": "x", "steps": []}}}, "figure one has no pictures"),
         ({"figures": {"one": {"prompt": "x", "num_images": 0}}}, "figure one has no pictures"),
         ({"figures": {"one": {"prompt": "x", "sampler": "lms"}}}, "lms"),
         ({"extends": "mine.yaml"}, "mine.yaml extends itself"),
         ({"extends": "nowhere.yaml"}, "nowhere.yaml is not a file"),
         ({"dreambench": {"folder": "nowhere"}}, "prompts_and_classes.txt is not there"),
-        ({"dreambench": {"folder": "."}, "variants": {"a": {}}}, "dreambench and variants are both given"),
+        ({"dreambench": {"folder": "."}, "variants": {"a": {}}}, "dreambench is given with variants or a grid"),
+        ({"dreambench": {"folder": "."}, "grid": {"data.flip": [True]}}, "dreambench is given with variants or a grid"),
     ],
 )
 def test_a_bad_study_is_told_in_a_line(read: Read, content: dict[str, object], said: str) -> None:

@@ -20,7 +20,9 @@ def cost_of_fit(front: DreamBoothCLI) -> tuple[int, int, int]:
     """A fit => optimizer steps, rows trained in each, and UNet evaluations of its measurements and sample grids."""
     steps, fidelity, samples, data = front.trainer.max_steps, front.fidelity, front.samples, front.datamodule
     measured = sum(unet_evaluations(probe.request) for probe in data.probes) * -(-steps // fidelity.every_n_steps)
-    prompts = samples.prompts or [concept.instance_prompt for concept in data.concepts]
+    prompts = samples.prompts or [
+        prompt for each in data.concepts for prompt in (each.instance_prompt, each.class_prompt) if prompt
+    ]
     grid = sum(map(unet_evaluations, samples.requests(prompts)))
     rows = data.batch_size * (1 + data.with_prior) * front.trainer.accumulate_grad_batches
     return steps, rows, measured + grid * (1 + -(-steps // samples.every_n_steps))
@@ -33,9 +35,16 @@ def cost_of_test(front: DreamBoothCLI, prompts: int) -> int:
 
 
 def room_for_fit(front: DreamBoothCLI) -> int:
-    """Bytes on disk that a fit leaves: its exports."""
+    """Bytes on disk that a fit leaves: its exports. The states that it needs meanwhile go when it is done."""
     keep = front.keep
     return (keep.keep_exports + keep.keep_best) * front.datamodule.files.parameters * keep.dtype.itemsize
+
+
+def what_is_timed(front: DreamBoothCLI) -> tuple[object, ...]:
+    """What a step's time depends on, so that variants that are alike are timed once."""
+    data, module, trainer = front.datamodule, front.model, front.trainer
+    rows = (data.batch_size, data.with_prior, trainer.accumulate_grad_batches, module.gradient_checkpointing)
+    return data.files.pretrained, data.resolution_px, str(trainer.precision), module.train_text_encoder, *rows
 
 
 def seconds_each(front: DreamBoothCLI, batch_size: int) -> tuple[float, float]:
@@ -75,9 +84,14 @@ def seconds_each(front: DreamBoothCLI, batch_size: int) -> tuple[float, float]:
 def _seconds(work: Callable[[], object]) -> float:
     """Seconds that something takes, the mean of a few."""
     work()
+    _settle()
     began = time.perf_counter()
     for _ in range(TIMED):
         work()
+    _settle()
+    return (time.perf_counter() - began) / TIMED
+
+
+def _settle() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return (time.perf_counter() - began) / TIMED

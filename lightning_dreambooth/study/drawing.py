@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytorch_lightning as pl
+import torch
 
 from lightning_dreambooth.model_files import ModelFiles
 from lightning_dreambooth.references import fill_references, path_of
@@ -40,6 +41,8 @@ def draw(model: Path, requests: Sequence[Request], brush: Brush) -> None:
             requests, brush.resolution_px, files.fingerprint, brush.precision, Path(brush.folder), load,
             brush.batch_size, title="pictures of the figures",
         )  # fmt: skip
+    load.cache_clear()
+    torch.cuda.empty_cache()  # fits in processes of their own follow
 
 
 def pictures_of(model: Path, requests: Sequence[Request], brush: Brush) -> list[Path]:

@@ -1,13 +1,18 @@
 """Where the parts of a study are done: here, one after the other, or on a Ray cluster."""
 
+import logging
 import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
-from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.errors import InputError, Stopped, TrainingError
+from lightning_dreambooth.interruption import SIGNALS
 from lightning_dreambooth.study.parts import Part
 
 Report = Callable[[int], None]  # told the place of a part
+ENDS_SECONDS = 60  # what a cancelled part has to save and end
 
 
 def locally(parts: Sequence[Part], begins: Report, ended: Report) -> None:
@@ -18,43 +23,57 @@ def locally(parts: Sequence[Part], begins: Report, ended: Report) -> None:
         ended(place)
 
 
-def on_ray(
-    parts: Sequence[Part], begins: Report, ended: Report, resources: Mapping[str, float], address: str | None
-) -> None:
+def on_ray(parts: Sequence[Part], ended: Report, resources: Mapping[str, float], address: str | None) -> None:
     """Does every part as a task of a Ray cluster, which repeats those whose worker dies; without an address, here.
 
     All machines see this folder under the same path.
 
     Raises:
-        InputError: if Ray is not installed, or no cluster answers.
+        InputError: if Ray is not installed, no cluster answers, or it lacks what a part takes.
+        TrainingError: if a worker dies again and again.
     """
     try:
         import ray
     except ImportError as error:
         raise InputError("Ray is not installed; pip install 'lightning_dreambooth[ray]'") from error
-    started = not ray.is_initialized()
-    if started:
-        try:
-            ray.init(address=address, log_to_driver=True)
-        except (ConnectionError, ValueError) as error:
-            raise InputError(f"no Ray cluster answers at {address} ({error})") from error
-    remote = ray.remote(_do).options(max_retries=3, **resources)
+    try:
+        ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
+    except (ConnectionError, ValueError) as error:
+        raise InputError(f"no Ray cluster answers at {address} ({error})") from error
     tasks: dict[Any, int] = {}
     try:
-        by_place: dict[int, Any] = {}
+        for number in SIGNALS:  # Ray has taken them over, and hears of no other end than this one
+            signal.signal(number, _interrupt)
+        there = ray.cluster_resources()
+        for name, key in {"num_cpus": "CPU", "num_gpus": "GPU"}.items():
+            if resources.get(name, 0) > there.get(key, 0):
+                raise InputError(f"resources: a part takes {name} {resources[name]:g}, Ray has {there.get(key, 0):g}")
+        remote = ray.remote(_do).options(max_retries=3, **resources)
+        by_place: list[Any] = []
         for place, part in enumerate(parts):
-            by_place[place] = remote.remote(os.getcwd(), part.do, *(by_place[need] for need in part.needs))
+            by_place.append(remote.remote(os.getcwd(), part.do, *(by_place[need] for need in part.needs)))
             tasks[by_place[place]] = place
-            begins(place)
         while tasks:
             done, _ = ray.wait(list(tasks), num_returns=1)
             ray.get(done)  # raises what the task has raised
             ended(tasks.pop(done[0]))
+    except KeyboardInterrupt as interrupt:
+        number = interrupt.args[0] if interrupt.args else signal.SIGINT
+        raise Stopped(number, f"stopped by {signal.Signals(number).name}; what was written stays") from interrupt
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+    except ray.exceptions.RayError as error:
+        raise TrainingError(f"Ray: {' '.join(str(error).split())[:300]}") from error
     finally:
         for task in tasks:
             ray.cancel(task)
-        if started:
-            ray.shutdown()
+        if tasks:
+            ray.wait(list(tasks), num_returns=len(tasks), timeout=ENDS_SECONDS)
+        ray.shutdown()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt(number)
 
 
 def _do(folder: str, do: Callable[[], None], *needs: object) -> None:

@@ -1,5 +1,6 @@
 """A study's runs: what a fit is called, what is recorded of it, and how a verb is run in a process of its own."""
 
+import fcntl
 import hashlib
 import json
 import platform
@@ -8,18 +9,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock
+import torch
 
-from lightning_dreambooth.cli import PROG, DreamBoothCLI
+from lightning_dreambooth.cli import PROG, DreamBoothCLI, look_at
 from lightning_dreambooth.dataset import digests, listed
-from lightning_dreambooth.errors import InputError, Stopped, TrainingError
+from lightning_dreambooth.disk import sha256
+from lightning_dreambooth.dreambench import Subject
+from lightning_dreambooth.errors import InputError, TrainingError
 from lightning_dreambooth.keep import EXPORTS
-from lightning_dreambooth.processes import LOCK
 from lightning_dreambooth.report import read_json, write_json
 from lightning_dreambooth.runs import RUNS
 from lightning_dreambooth.states import STATES, newest_first, remove
@@ -27,7 +31,9 @@ from lightning_dreambooth.study.spec import Variant
 
 RECORD = "study.json"  # beside a run: what made it, how long that took, and whether it is done
 SECTIONS = ("model", "data", "fidelity", "trainer")  # of a fit's config: what its weights and figures come from
-LIBRARIES = ("torch", "pytorch-lightning", "diffusers", "transformers", "open-clip-torch", "timm")
+LIBRARIES = (
+    "lightning_dreambooth", "torch", "pytorch-lightning", "diffusers", "transformers", "open-clip-torch", "timm",
+)  # fmt: skip
 
 
 class Fitted(NamedTuple):
@@ -45,8 +51,8 @@ class Fitted(NamedTuple):
 
     @property
     def command(self) -> str:
-        """The fit as somebody would type it."""
-        return f"{PROG} fit {shlex.join(self.words)} --name={self.name} --ckpt_path=last"
+        """The fit as somebody would type it, under a name of its own."""
+        return f"{PROG} fit {shlex.join(self.words)}"
 
     @property
     def export(self) -> Path:
@@ -70,21 +76,28 @@ def finished(run: Path) -> bool:
     return bool(read_record(run).get("finished"))
 
 
+def digest(about: Any) -> str:
+    """Plain values => a word that names them."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
 def fit_of(study: str, variant: Variant, seed: int, front: DreamBoothCLI) -> Fitted:
-    """A fit, named by its variant, its seed and a digest of config, base model and pictures."""
-    config = front.config["fit"].as_dict()
-    sections = {name: {key: value for key, value in config[name].items() if key != "seed"} for name in SECTIONS}
-    about = sections | {
-        "seed": seed, "base": front.datamodule.files.fingerprint,
-        "learned": digests(listed(front.datamodule.concepts, 0)),
+    """A fit, named by its variant, its seed and a digest of config, base model, concepts and their pictures."""
+    config, data = front.config["fit"].as_dict(), front.datamodule
+    about: dict[str, Any] = {section: dict(config[section]) for section in SECTIONS}
+    for section in ("model", "data"):
+        del about[section]["seed"]  # the fit's own, which the name says
+    about |= {
+        "dtype": config["checkpoint"]["dtype"], "base": data.files.fingerprint,
+        "concepts": [asdict(concept) for concept in data.concepts], "learned": digests(listed(data.concepts, 0)),
     }  # fmt: skip
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:8]
-    name = f"{study}/{variant.name}-seed{seed}-{digest}"
-    return Fitted(variant.name, seed, name, tuple(variant.words(seed)))
+    return Fitted(
+        variant.name, seed, f"{study}/{variant.name}-seed{seed}-{digest(about)}", tuple(variant.words(seed))
+    )
 
 
-def run_verb(verb: str, words: Sequence[str]) -> None:
-    """Runs a verb in a process of its own.
+def run_verb(verb: str, words: Sequence[str], lock: int) -> None:
+    """Runs a verb in a process of its own, which keeps a lock for as long as it lives.
 
     Raises:
         InputError: if it ends with wrong input; its own line has said of what.
@@ -92,55 +105,77 @@ def run_verb(verb: str, words: Sequence[str]) -> None:
     """
     command = [sys.executable, "-m", "lightning_dreambooth", verb, *words]
     # In a session of its own, so that a signal from the terminal reaches it once, through here.
-    process = subprocess.Popen(command, start_new_session=True)
+    process = subprocess.Popen(command, start_new_session=True, pass_fds=[lock])
     try:
-        code = process.wait()
+        while process.poll() is None:
+            time.sleep(0.1)  # and not wait(), which nothing that Ray does to a task would wake
     except BaseException:
         process.send_signal(signal.SIGTERM)
         process.wait()
         raise
-    said = f"{PROG} {verb} {shlex.join(words)}"
+    code, said = process.returncode, f"{PROG} {verb} {shlex.join(words)}"
     if code == 2:
         raise InputError(f"the study ends here, for a reason given above, at: {said}")
-    if code > 128:
-        raise Stopped(code - 128, f"stopped, and so is the study, at: {said}")
     if code:
         raise TrainingError(f"the study ends here, with exit code {code}, at: {said}")
 
 
+@contextmanager
+def locked(run: Path) -> Iterator[int]:
+    """Lets one process at a time work on a run, also one that outlives the study that began it."""
+    file = run.with_name(f".{run.name}.lock")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that works on {run}", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock.fileno()
+
+
 def recorded(run: Path, verb: str, words: Sequence[str]) -> None:
-    """Runs a verb that writes to a folder, unless it has done so, and records what it took."""
-    if finished(run):
-        return
-    if (run / LOCK).is_file():  # the fit of a study that was killed may still go on by itself
-        with FileLock(run / LOCK):
-            pass
-    before, began = read_record(run).get("seconds", 0.0), time.monotonic()
-    about = {"command": f"{PROG} {verb} {shlex.join(words)}", "host": platform.node(), "finished": False}
-    about |= {"versions": {library: version(library) for library in LIBRARIES}}
-    try:
-        run_verb(verb, words)
-        about["finished"] = True
-    finally:
-        if run.is_dir():
-            write_json(run / RECORD, about | {"seconds": before + time.monotonic() - began})
+    """Runs a verb that writes to a folder, unless it has done so, and records what it took.
+
+    The states of a fit are not needed any longer when it is done.
+    """
+    with locked(run) as lock:
+        if finished(run):
+            return
+        before, began = read_record(run).get("seconds", 0.0), time.monotonic()
+        about = {"command": f"{PROG} {verb} {shlex.join(words)}", "host": platform.node(), "finished": False}
+        about |= {"versions": {library: version(library) for library in LIBRARIES}}
+        try:
+            run_verb(verb, words, lock)
+            remove(newest_first(run / STATES))
+            about["finished"] = True
+        finally:
+            if run.is_dir():
+                write_json(run / RECORD, about | {"seconds": before + time.monotonic() - began})
+
+
+def do_class_images(words: Sequence[str]) -> None:
+    """Draws the class images that fits share, with the seed of the first."""
+    front = look_at(list(words))
+    data = front.datamodule
+    data.trainer = front.trainer
+    with front.trainer.precision_plugin.forward_context():
+        data.draw_class_images()
+    torch.cuda.empty_cache()  # fits in processes of their own follow
 
 
 def do_fit(fit: Fitted) -> None:
-    """Fits, or goes on; its state is not needed any longer when it is done."""
+    """Fits, or goes on."""
     recorded(fit.folder, "fit", [*fit.words, f"--name={fit.name}", "--ckpt_path=last"])
-    remove(newest_first(fit.folder / STATES))
 
 
-def test_folder(fit: Fitted) -> Path:
-    """Where the paper's protocol for a fit lies."""
-    return RUNS / f"{fit.name}-test"
+def test_folder(fit: Fitted, front: DreamBoothCLI, subject: Subject) -> Path:
+    """Where the paper's protocol for a fit lies, named by how it is drawn and measured."""
+    about = [front.config["fit"].as_dict()["benchmark"], subject.prompts, [sha256(path) for path in subject.pictures]]
+    return RUNS / f"{fit.name}-test-{digest(about)}"
 
 
-def do_test(fit: Fitted, words: Sequence[str]) -> None:
+def do_test(fit: Fitted, run: Path, words: Sequence[str]) -> None:
     """Runs the paper's protocol for a fit."""
     model = [f"--model.pretrained={fit.export}", "--model.vae=null", "--model.revision=null", "--model.variant=null"]
-    name = str(test_folder(fit).relative_to(RUNS))
-    recorded(test_folder(fit), "test", [*fit.words, *model, f"--name={name}", *words])
-
-
+    recorded(run, "test", [*fit.words, *model, f"--name={run.relative_to(RUNS)}", *words])

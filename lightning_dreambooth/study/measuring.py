@@ -13,8 +13,9 @@ from lightning_dreambooth import metrics
 from lightning_dreambooth.concepts import instance_pictures
 from lightning_dreambooth.data import DreamBoothData
 from lightning_dreambooth.encoders import Clip, Dino, Encoder
+from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.pictures import read_picture
-from lightning_dreambooth.protocol import without
+from lightning_dreambooth.protocol import concept_of, without
 from lightning_dreambooth.study.spec import Figure, Finding, Quality, Row
 
 MEASURES = ("clip_i", "dino", "clip_t", "quality", "div")
@@ -90,11 +91,19 @@ def _add(rows: list[Cell], name: str, values: Tensor) -> None:
         row[name] = value
 
 
+def measures_with(clip: Clip | None, dino: Dino | None, quality: Quality | None) -> set[str]:
+    """What can be measured."""
+    by_clip = {"clip_i", "clip_t", "div"} | ({"quality"} if quality else set()) if clip else set()
+    return by_clip | ({"dino", "div"} if dino else set())
+
+
 def references_of(row: Row, data: DreamBoothData) -> list[Path]:
     """Instance pictures of the concept that a row's prompt shows, of the first one if it shows none."""
-    prompt = row.coordinates["prompt"]
-    shown = [each for each in data.concepts if each.identifier and each.identifier in prompt.split()]
-    return [picture.path for picture in instance_pictures((shown or data.concepts)[0])[0]]
+    try:
+        shown = concept_of(row.coordinates["prompt"], data.concepts)
+    except InputError:
+        shown = 0
+    return [picture.path for picture in instance_pictures(data.concepts[shown])[0]]
 
 
 def text_of(row: Row, data: DreamBoothData) -> str:

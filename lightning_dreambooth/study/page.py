@@ -10,7 +10,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from lightning_dreambooth.cli import DreamBoothCLI
-from lightning_dreambooth.concepts import instance_pictures
+from lightning_dreambooth.concepts import Picture
+from lightning_dreambooth.dataset import listed
 from lightning_dreambooth.pictures import read_picture
 from lightning_dreambooth.report import write_text
 from lightning_dreambooth.study import plots
@@ -58,8 +59,7 @@ def figure_block(
     """What the template shows of a figure."""
     about = {"key": figure.key, "title": figure.title, "note": figure.spec.note, "settings": label(shared(figure))}
     if figure.spec.training_pictures:
-        sets = [(name, [each for one in fronts[name].datamodule.concepts for each in instance_pictures(one)[0]])
-                for name in figure.variants]  # fmt: skip
+        sets = [(name, trained_on(fronts[name])) for name in figure.variants]
         rows = [{"label": name, "strips": [("", [image(each.path) for each in own[:FEW]])]} for name, own in sets]
         return about | {"rows": rows, "measures": [], "curves": []}
     files, cells = results.files[figure.key], results.cells[figure.key]
@@ -72,12 +72,18 @@ def figure_block(
     return about | {"rows": rows, "measures": names, "curves": figure_curves(figure, cells, names)}
 
 
+def trained_on(front: DreamBoothCLI) -> list[Picture]:
+    """The instance pictures of a variant."""
+    data = front.datamodule
+    return [each for concept in listed(data.concepts, 0, data.num_instance_images) for each in concept.instances]
+
+
 def figure_curves(figure: Figure, cells: Mapping[Place, Any], names: Sequence[str]) -> list[str]:
     """Each measure over each number in which the rows of a figure differ, a line for each of the other settings."""
     drawn = []
-    several = [*figure.rows[0].differs]
-    for axis in several:
-        if not all(isinstance(row.differs.get(axis), int | float) for row in figure.rows):
+    for axis in figure.rows[0].differs:
+        values = [row.differs.get(axis) for row in figure.rows]
+        if axis == "seed" or not all(isinstance(each, int | float) and not isinstance(each, bool) for each in values):
             continue
         for name in names:
             lines: dict[str, list[tuple[float, Interval]]] = {}

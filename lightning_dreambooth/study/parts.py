@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lightning_dreambooth.cli import DreamBoothCLI
-from lightning_dreambooth.dreambench import read_subject
+from lightning_dreambooth.dreambench import Subject, read_subject
 from lightning_dreambooth.protocol import TRAINING_ROW, unet_evaluations
 from lightning_dreambooth.sampling import Request
 from lightning_dreambooth.study.cost import cost_of_fit, cost_of_test
 from lightning_dreambooth.study.drawing import Brush, draw, pictures_of
-from lightning_dreambooth.study.fits import Fitted, do_fit, do_test, finished, test_folder
+from lightning_dreambooth.study.fits import Fitted, do_class_images, do_fit, do_test, finished, test_folder
 from lightning_dreambooth.study.spec import Study
 
 
@@ -60,27 +60,61 @@ def are_drawn(fit: Fitted, requests: Sequence[Request], brush: Brush) -> bool:
     return finished(fit.folder) and all(path.is_file() for path in pictures_of(fit.export, requests, brush))
 
 
+def subject_of(study: Study, fit: Fitted) -> Subject | None:
+    """The subject of a dreambench study that a fit has learned."""
+    return None if study.spec.dreambench is None else read_subject(Path(study.spec.dreambench.folder), fit.variant)
+
+
 def plan(
     study: Study, fronts: Mapping[str, DreamBoothCLI], fits: Sequence[Fitted], brushes: Mapping[str, Brush]
 ) -> list[Part]:
     """The parts of a study, each after those that it needs."""
-    parts: list[Part] = []
+    parts, classes = class_parts(study, fronts)
     for fit in fits:
-        steps, rows, evaluations = cost_of_fit(fronts[fit.variant])
-        title = f"{fit.variant}, seed {fit.seed}"
-        is_done = partial(finished, fit.folder)
-        parts.append(Part(f"fit {title}", fit.variant, steps, rows, evaluations, partial(do_fit, fit), is_done))
+        front, title = fronts[fit.variant], f"{fit.variant}, seed {fit.seed}"
+        do, is_done, cost = partial(do_fit, fit), partial(finished, fit.folder), cost_of_fit(front)
+        needs = tuple(classes[folder] for folder in class_folders(front))
+        parts.append(Part(f"fit {title}", fit.variant, *cost, do, is_done, needs))
         fitted = len(parts) - 1
         if requests := requests_of(study, fit.variant):
             drawn = (fit, requests, brushes[fit.variant])
-            do, is_done = partial(do_draw, *drawn), partial(are_drawn, *drawn)
-            cost = sum(map(unet_evaluations, requests))
-            parts.append(Part(f"draw {title}", fit.variant, 0, 0, cost, do, is_done, (fitted,)))
-        if study.spec.dreambench is not None:
-            subject = fit.variant.split(",")[0]
-            words = [f"--benchmark.folder={study.spec.dreambench.folder}", f"--benchmark.subject={subject}"]
-            do, is_done = partial(do_test, fit, words), partial(finished, test_folder(fit))
-            prompts = read_subject(Path(study.spec.dreambench.folder), subject).prompts
-            cost = cost_of_test(fronts[fit.variant], len(prompts))
-            parts.append(Part(f"test {title}", fit.variant, 0, 0, cost, do, is_done, (fitted,)))
+            do, is_done, evaluations = partial(do_draw, *drawn), partial(are_drawn, *drawn), evaluations_of(requests)
+            parts.append(Part(f"draw {title}", fit.variant, 0, 0, evaluations, do, is_done, (fitted,)))
+        if (subject := subject_of(study, fit)) and study.spec.dreambench:
+            run = test_folder(fit, front, subject)
+            words = [f"--benchmark.folder={study.spec.dreambench.folder}", f"--benchmark.subject={subject.name}"]
+            do, is_done = partial(do_test, fit, run, words), partial(finished, run)
+            evaluations = cost_of_test(front, len(subject.prompts))
+            parts.append(Part(f"test {title}", fit.variant, 0, 0, evaluations, do, is_done, (fitted,)))
     return parts
+
+
+def class_parts(study: Study, fronts: Mapping[str, DreamBoothCLI]) -> tuple[list[Part], dict[str, int]]:
+    """A part for each set of class images that fits share, and its place by folder: the first seed decides them."""
+    parts: list[Part] = []
+    places: dict[str, int] = {}
+    for name, front in fronts.items():
+        folders, data = class_folders(front), front.datamodule
+        if not folders or all(folder in places for folder in folders):
+            continue
+        places |= {folder: len(parts) for folder in folders if folder not in places}
+        do = partial(do_class_images, study.variants[name].words(study.spec.seeds[0]))
+        evaluations = evaluations_of([request for _, request in data.missing_class_images()])
+        is_done = partial(_nothing, data.missing_class_images)
+        parts.append(Part(f"class images of {name}", name, 0, 0, evaluations, do, is_done))
+    return parts, places
+
+
+def class_folders(front: DreamBoothCLI) -> list[str]:
+    """Where the class images lie that a fit trains on."""
+    data = front.datamodule
+    return [str(concept.class_data_dir) for concept in data.concepts] if data.with_prior else []
+
+
+def evaluations_of(requests: Sequence[Request]) -> int:
+    """How often the UNet runs for pictures."""
+    return sum(map(unet_evaluations, requests))
+
+
+def _nothing(missing: Callable[[], Sequence[object]]) -> bool:
+    return not missing()

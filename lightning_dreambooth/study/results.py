@@ -24,6 +24,7 @@ from lightning_dreambooth.study.measuring import (
     references_of,
     text_of,
 )
+from lightning_dreambooth.study.parts import subject_of
 from lightning_dreambooth.study.spec import Figure, Study
 from lightning_dreambooth.validation import TABLE
 
@@ -60,12 +61,15 @@ def gather(
     files: dict[str, dict[Place, Sequence[Path]]] = {}
     cells: dict[str, dict[Place, Cell]] = {}
     pictures: list[dict[str, Any]] = []
-    eyes = {name: Eye(front.fidelity.clip, front.fidelity.dino, front.trainer.strategy.root_device, study.spec.quality)
-            for name, front in fronts.items()}  # fmt: skip
+    eyes: dict[tuple[object, object], Eye] = {}  # one for each pair of encoders, so that it sees each picture once
     for key, figure in study.figures.items():
         files[key], cells[key] = {}, {}
         for place, row in enumerate(figure.rows):
-            data, eye = fronts[row.variant].datamodule, eyes[row.variant]
+            front = fronts[row.variant]
+            data, encoders = front.datamodule, (front.fidelity.clip, front.fidelity.dino)
+            if encoders not in eyes:
+                eyes[encoders] = Eye(*encoders, front.trainer.strategy.root_device, study.spec.quality)
+            eye = eyes[encoders]
             text, whose = text_of(row, data), figure.spec.references or row.variant
             references = references_of(row, fronts[whose].datamodule)
             for fit in fits:
@@ -76,13 +80,14 @@ def gather(
                 files[key][place, fit.seed] = drawn
                 cells[key][place, fit.seed] = {name: fmean(one[name] for one in each) for name in each[0]} | together
                 pictures += [
-                    {"figure": key, **row.coordinates, "fit_seed": fit.seed, "seed": request.seed, "text": text}
-                    | one | {"file": str(path)}
+                    {"figure": key, **row.coordinates, "variant": row.variant, "fit_seed": fit.seed}
+                    | {"seed": request.seed, "text": text} | one | {"file": str(path)}
                     for request, one, path in zip(row.requests, each, drawn, strict=True)
                 ]  # fmt: skip
     verdicts = [judge(each, study.figures[each.figure], cells[each.figure]) for each in study.spec.findings]
-    tests = {} if study.spec.dreambench is None else {
-        fit.name: read_json(test_folder(fit) / "summary.json") for fit in fits
+    tests = {
+        fit.name: read_json(test_folder(fit, fronts[fit.variant], subject) / "summary.json")
+        for fit in fits if (subject := subject_of(study, fit))
     }  # fmt: skip
     histories = {fit.name: read_csv(fit.folder / TABLE) for fit in fits}
     return Results(fits, histories, files, cells, pictures, [each for each in verdicts if each], tests)
@@ -106,7 +111,8 @@ def figure_table(figure: Figure, cells: Mapping[Place, Cell]) -> list[dict[str, 
     for place, row in enumerate(figure.rows):
         measured = row_intervals(cells, place)
         columns = {key: value for name, of in measured.items() for key, value in columns_of(name, of).items()}
-        rows.append({"figure": figure.key, **row.coordinates, "pictures": len(row.seeds)} | columns)
+        about = {"figure": figure.key, **row.coordinates, "variant": row.variant, "pictures": len(row.seeds)}
+        rows.append(about | columns)
     return rows
 
 
@@ -163,4 +169,6 @@ def write_tables(study: Study, results: Results, folder: Path) -> dict[str, list
     for name, rows in tables.items():
         if rows:
             write_csv(folder / f"{name}.csv", rows)
+        else:
+            (folder / f"{name}.csv").unlink(missing_ok=True)  # of an earlier version of the study
     return tables

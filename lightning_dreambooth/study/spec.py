@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -230,61 +231,81 @@ def read_study(path: Path) -> Study:
     Raises:
         InputError: if it is no study, or names what is not there.
     """
-    content = _content(path)
+    content = _content(path, [])
+    if not NAME.fullmatch(path.stem):
+        raise InputError(f"{path}: {path.stem!r} cannot name a folder; use letters, digits and . , = + - _")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(StudySpec)
     try:
-        parsed = parser.parse_object(content)
-        spec: StudySpec = StudySpec(**vars(parser.instantiate_classes(parsed)))
-    except (ArgumentError, TypeError) as error:
+        spec = StudySpec(**vars(parser.instantiate_classes(parser.parse_object(deepcopy(content)))))
+    except (ArgumentError, TypeError, ValueError) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from error
-    if not spec.seeds:
-        raise InputError(f"{path}: seeds is empty; give one or more")
-    variants = {variant.name: variant for variant in _variants(spec, path)}
+    # As they stand in the file: the parser would read a prompt such as `sks: girl` as YAML once more.
+    spec = replace(spec, **{name: content[name] for name in ("overrides", "variants", "grid") if name in content})
+    _check_values(spec, path)
+    variants: dict[str, Variant] = {}
+    for variant in _variants(spec, path):
+        if variants.setdefault(variant.name, variant) is not variant:
+            raise InputError(f"{path}: two variants are called {variant.name}; give them names that differ")
     figures = {key: _figure(key, each, spec, variants, path) for key, each in spec.figures.items()}
     for finding in spec.findings:
         _check_finding(finding, figures, spec, path)
     return Study(path.stem, spec, variants, figures)
 
 
-def _content(path: Path) -> dict[str, Any]:
+def _content(path: Path, extending: list[Path]) -> dict[str, Any]:
+    """A file's mapping, upon that of the file it extends."""
     if not path.is_file():
         raise InputError(f"{path} is not a file; give a study such as those in configs/studies")
+    if path.resolve() in extending:
+        raise InputError(f"{path} extends itself")
     try:
         content = yaml.safe_load(read_text(path))
     except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} is no study: a mapping with config, figures and so on")
+    for where in (content, *(value for value in content.values() if isinstance(value, dict))):
+        if odd := [key for key in where if not isinstance(key, str)]:
+            raise InputError(f"{path}: the key {odd[0]!r} is no text to YAML; put it in quotes")
+    content = {key: value for key, value in content.items() if value is not None}
     extended = content.pop(EXTENDS, None)
-    if extended is None:
-        return content
-    if Path(str(extended)).resolve() == path.resolve():
-        raise InputError(f"{path} extends itself")
-    return _content(Path(str(extended))) | content
+    return content if extended is None else _content(Path(str(extended)), [*extending, path.resolve()]) | content
+
+
+def _check_values(spec: StudySpec, path: Path) -> None:
+    if not spec.seeds or len({*spec.seeds}) < len(spec.seeds) or min(spec.seeds) < 0:
+        raise InputError(f"{path}: seeds is {spec.seeds}, must be one or more different numbers of 0 or more")
+    if empty := [key for key, values in spec.grid.items() if not values]:
+        raise InputError(f"{path}: grid has no values for {empty[0]}; give a list")
+    named = [*spec.overrides, *spec.grid, *(key for each in (spec.variants or {}).values() for key in each)]
+    if "seed_everything" in named:
+        raise InputError(f"{path}: seed_everything is given by seeds; give them there")
+    if spec.dreambench is not None and (spec.variants or spec.grid):
+        raise InputError(f"{path}: dreambench is given with variants or a grid; its subjects are the variants")
+    if unknown := sorted(set(spec.resources) - {"num_cpus", "num_gpus"}):
+        raise InputError(f"{path}: resources has {unknown[0]}; it takes num_cpus and num_gpus")
 
 
 def _variants(spec: StudySpec, path: Path) -> list[Variant]:
     named = spec.variants or {"": {}}
     if spec.dreambench is not None:
-        if spec.variants:
-            raise InputError(f"{path}: dreambench and variants are both given; the subjects are the variants")
         named = _subjects(spec.dreambench, path.stem)
-    short = {key: key.rsplit(".", 1)[-1] for key in spec.grid}
-    if len({*short.values()}) < len(short):
-        short = {key: key for key in spec.grid}
+    ends = [key.rsplit(".", 1)[-1] for key in spec.grid]
+    taken = {*DRAWN_BY, "variant", "seed", *(end for end in ends if ends.count(end) > 1)}
+    short = {key: key if end in taken else end for key, end in zip(spec.grid, ends, strict=True)}
     variants = []
     for name, changes in named.items():
+        if name and not NAME.fullmatch(name):
+            raise InputError(f"{path}: {name!r} cannot name a folder; use letters, digits and . , = + - _")
+        config = spec.config.replace("{variant}", name)
+        if not Path(config).is_file():
+            raise InputError(f"{path}: config {config} is not a file here")
         for values in product(*spec.grid.values()):
             grid = {short[key]: value for key, value in zip(spec.grid, values, strict=True)}
             words = [name] * bool(name) + [f"{key}={_as_word(value)}" for key, value in grid.items()]
-            whole = ",".join(words) or path.stem
+            whole = re.sub(r"[^\w.,=+-]+", "-", ",".join(words)) or path.stem
             settings = {"variant": name or whole} | grid if name or not grid else grid
-            if not NAME.fullmatch(whole):
-                raise InputError(f"{path}: {whole!r} cannot name a folder; use letters, digits and . , = + - _")
-            config = spec.config.replace("{variant}", name)
-            if not Path(config).is_file():
-                raise InputError(f"{path}: config {config} is not a file here")
             changed = spec.overrides | changes | dict(zip(spec.grid, values, strict=True))
             variants.append(Variant(whole, config, changed, settings))
     return variants
@@ -325,7 +346,10 @@ def _figure(key: str, spec: FigureSpec, study: StudySpec, variants: Mapping[str,
     found = []
     for variant, *values in product(shown, *axes.values()):
         drawn = dict(zip(axes, values, strict=True))
-        check_request(Request(**drawn))
+        try:
+            check_request(Request(**drawn))
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
         found.append((variant, {**variants[variant].settings, **drawn}))
     names = list(dict.fromkeys(name for _, coordinates in found for name in coordinates))
     several = [name for name in names if len({str(coordinates.get(name)) for _, coordinates in found}) > 1]

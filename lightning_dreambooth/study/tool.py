@@ -11,14 +11,16 @@ from tqdm import tqdm
 from lightning_dreambooth.checks import check_lengths
 from lightning_dreambooth.cli import PROG, DreamBoothCLI, front_door, look_at
 from lightning_dreambooth.disk import check_room
+from lightning_dreambooth.dreambench import read_subject
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.interruption import Interruption
+from lightning_dreambooth.protocol import without
 from lightning_dreambooth.runs import RUNS
-from lightning_dreambooth.study.cost import room_for_fit, seconds_each
+from lightning_dreambooth.study.cost import room_for_fit, seconds_each, what_is_timed
 from lightning_dreambooth.study.drawing import Brush
 from lightning_dreambooth.study.executors import locally, on_ray
 from lightning_dreambooth.study.fits import finished, fit_of
-from lightning_dreambooth.study.measuring import text_of
+from lightning_dreambooth.study.measuring import measures_with, text_of
 from lightning_dreambooth.study.page import write_page
 from lightning_dreambooth.study.parts import Part, cost_of, plan, requests_of
 from lightning_dreambooth.study.results import gather, write_tables
@@ -50,20 +52,20 @@ def run_study(file: Path, dry_run: bool = False, executor: str = "local", addres
     study = read_study(file)
     folder = RUNS / study.name
     first = study.spec.seeds[0]
-    looked = tqdm(study.variants.values(), "looking at variants", leave=False)
-    fronts = {variant.name: look_at(variant.words(first)) for variant in looked}
+    fronts = {
+        name: looked_at(study, name, first) for name in tqdm(study.variants, "looking at variants", leave=False)
+    }
+    share_encoders(list(fronts.values()))
     brushes = {name: brush_of(study, front, folder) for name, front in fronts.items()}
-    for name, front in fronts.items():
-        check_pictures(study, name, front)
     pairs = [(variant, seed) for seed in study.spec.seeds for variant in study.variants.values()]
     fits = [fit_of(study.name, variant, seed, fronts[variant.name]) for variant, seed in pairs]
     parts = plan(study, fronts, fits, brushes)
     left = waiting(parts)
     print(f"{study.name}: {len(fits)} fits, {len(parts)} parts, of which {len(parts) - len(left)} are done")
+    check_room(folder, sum(room_for_fit(fronts[fit.variant]) for fit in fits if not finished(fit.folder)))
     if dry_run:
         print(forecast(study, left, fronts, brushes))
         return
-    check_room(folder, sum(room_for_fit(fronts[fit.variant]) for fit in fits if not finished(fit.folder)))
     began = time.monotonic()
     do(left, executor, study.spec.resources, address)
     results = gather(study, fronts, fits, brushes)
@@ -76,6 +78,30 @@ def run_study(file: Path, dry_run: bool = False, executor: str = "local", addres
         f"{study.name}: {len(fits)} fits, {len(study.figures)} figures, {len(results.pictures)} pictures measured in "
         f"{minutes:.0f} min; report in {folder / 'report.html'}, tables in {folder / 'tables'}"
     )
+
+
+def looked_at(study: Study, variant: str, seed: int) -> DreamBoothCLI:
+    """A variant as `fit` sees it before it begins.
+
+    Raises:
+        InputError: if it cannot be fitted, or what it draws cannot be measured.
+    """
+    try:
+        front = look_at(study.variants[variant].words(seed))
+        check_pictures(study, variant, front)
+    except InputError as error:
+        raise InputError(f"variant {variant}: {error}") from error
+    return front
+
+
+def share_encoders(fronts: Sequence[DreamBoothCLI]) -> None:
+    """Keeps each encoder once, however many variants name it."""
+    kept: dict[tuple[object, ...], Any] = {}
+    for front in fronts:
+        for role in ("clip", "dino"):
+            encoder = getattr(front.fidelity, role)
+            if encoder is not None:
+                setattr(front.fidelity, role, kept.setdefault((role, encoder.source, encoder.name), encoder))
 
 
 def brush_of(study: Study, front: DreamBoothCLI, folder: Path) -> Brush:
@@ -92,15 +118,21 @@ def check_pictures(study: Study, variant: str, front: DreamBoothCLI) -> None:
         InputError: if it cannot be measured.
     """
     data, fidelity = front.datamodule, front.fidelity
-    check_lengths([request.prompt for request in requests_of(study, variant)], data.tokenizer)
+    requests = requests_of(study, variant)
+    check_lengths([text for each in requests for text in (each.prompt, each.negative_prompt)], data.tokenizer)
     rows = [row for figure in study.figures.values() for row in figure.rows if row.variant == variant]
     if not (fidelity.clip or fidelity.dino) and (rows or study.spec.dreambench):
-        raise InputError(f"nothing measures the pictures of {variant}: give fidelity.clip_model or fidelity.dino")
-    quality = study.spec.quality
-    if quality is not None and fidelity.clip is None:
-        raise InputError("quality is measured by CLIP: give fidelity.clip_model")
+        raise InputError("nothing measures its pictures: give fidelity.clip_model or fidelity.dino")
+    measured = measures_with(fidelity.clip, fidelity.dino, study.spec.quality)
+    for finding in study.spec.findings:
+        if finding.measure not in measured:
+            raise InputError(f"the finding {finding.claim!r} is of {finding.measure}, which no encoder here measures")
     if fidelity.clip is not None:
+        quality = study.spec.quality
         texts = [text_of(row, data) for row in rows] + ([quality.good, quality.bad] if quality else [])
+        if study.spec.dreambench is not None:
+            subject = read_subject(Path(study.spec.dreambench.folder), variant)
+            texts += [without("", prompt.format("", subject.class_name)) for prompt in subject.prompts]
         fidelity.clip.check_texts(texts)
 
 
@@ -114,35 +146,39 @@ def waiting(parts: Sequence[Part]) -> list[Part]:
 
 def do(parts: Sequence[Part], executor: str, resources: Mapping[str, float], address: str | None) -> None:
     """Does all parts, and says how far that is."""
-    began, done = time.monotonic(), [0]
+    began, done = time.monotonic(), [0, 0]
     total = sum(cost_of(part) for part in parts)
 
-    def begins(place: int) -> None:
+    def say(place: int, what: str) -> None:
         minutes = (time.monotonic() - began) / 60
-        ahead = f", about {minutes * (total - done[0]) / done[0]:.0f} min to go" if done[0] else ""
-        print(f"[{place + 1}/{len(parts)}, {minutes:.0f} min so far{ahead}] {parts[place].title}", flush=True)
+        ahead = f", about {minutes * (total - done[1]) / done[1]:.0f} min to go" if done[1] else ""
+        print(f"[{done[0]}/{len(parts)} done, {minutes:.0f} min so far{ahead}] {what}{parts[place].title}", flush=True)
 
     def ended(place: int) -> None:
-        done[0] += cost_of(parts[place])
+        done[0], done[1] = done[0] + 1, done[1] + cost_of(parts[place])
+        if executor == "ray":
+            say(place, "done: ")
 
     if executor == "ray":
-        on_ray(parts, begins, ended, resources, address)
+        on_ray(parts, ended, resources, address)
     else:
-        locally(parts, begins, ended)
+        locally(parts, lambda place: say(place, ""), ended)
 
 
 def forecast(
     study: Study, parts: Sequence[Part], fronts: Mapping[str, DreamBoothCLI], brushes: Mapping[str, Brush]
 ) -> str:
     """What is left to do, and the time it takes here, from a few timed steps of each variant."""
-    each: dict[Any, tuple[float, float]] = {}
-    for name in tqdm(dict.fromkeys(part.variant for part in parts), "timing steps", leave=False):
-        each[name] = seconds_each(fronts[name], brushes[name].batch_size)
+    each: dict[tuple[object, ...], tuple[float, float]] = {}
     lines = []
-    for part in parts:
-        training, drawing = each[part.variant]
+    for part in tqdm(parts, "timing steps", leave=False):
+        front, batch_size = fronts[part.variant], brushes[part.variant].batch_size
+        alike = (*what_is_timed(front), batch_size)
+        if alike not in each:
+            each[alike] = seconds_each(front, batch_size)
+        training, drawing = each[alike]
         seconds = part.steps * training + part.evaluations * drawing
         lines.append((f"  {part.title}: {part.steps} steps, {part.evaluations} UNet evaluations", seconds))
     whole = sum(seconds for _, seconds in lines)
     listed = [f"{line}, about {seconds / 60:.1f} min" for line, seconds in lines]
-    return "\n".join([*listed, f"{study.name}: about {whole / 60:.0f} min in all, besides class images and encoding"])
+    return "\n".join([*listed, f"{study.name}: about {whole / 60:.0f} min in all"])
