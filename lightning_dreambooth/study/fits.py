@@ -169,7 +169,7 @@ def do_fit(fit: Fitted) -> None:
     recorded(fit.folder, "fit", [*fit.words, f"--name={fit.name}", "--ckpt_path=last"])
 
 
-def test_folder(fit: Fitted, front: DreamBoothCLI, subject: Subject) -> Path:
+def benchmark_folder(fit: Fitted, front: DreamBoothCLI, subject: Subject) -> Path:
     """Where the paper's protocol for a fit lies, named by how it is drawn and measured."""
     about = [front.config["fit"].as_dict()["benchmark"], subject.prompts, [sha256(path) for path in subject.pictures]]
     return RUNS / f"{fit.name}-test-{digest(about)}"

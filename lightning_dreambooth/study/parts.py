@@ -11,7 +11,7 @@ from lightning_dreambooth.protocol import TRAINING_ROW, unet_evaluations
 from lightning_dreambooth.sampling import Request
 from lightning_dreambooth.study.cost import cost_of_fit, cost_of_test
 from lightning_dreambooth.study.drawing import Brush, draw, pictures_of
-from lightning_dreambooth.study.fits import Fitted, do_class_images, do_fit, do_test, finished, test_folder
+from lightning_dreambooth.study.fits import Fitted, benchmark_folder, do_class_images, do_fit, do_test, finished
 from lightning_dreambooth.study.spec import Study
 
 
@@ -81,7 +81,7 @@ def plan(
             do, is_done, evaluations = partial(do_draw, *drawn), partial(are_drawn, *drawn), evaluations_of(requests)
             parts.append(Part(f"draw {title}", fit.variant, 0, 0, evaluations, do, is_done, (fitted,)))
         if (subject := subject_of(study, fit)) and study.spec.dreambench:
-            run = test_folder(fit, front, subject)
+            run = benchmark_folder(fit, front, subject)
             words = [f"--benchmark.folder={study.spec.dreambench.folder}", f"--benchmark.subject={subject.name}"]
             do, is_done = partial(do_test, fit, run, words), partial(finished, run)
             evaluations = cost_of_test(front, len(subject.prompts))

@@ -11,7 +11,7 @@ from lightning_dreambooth.benchmark import COLUMNS, PUBLISHED
 from lightning_dreambooth.cli import DreamBoothCLI
 from lightning_dreambooth.report import read_csv, read_json, write_csv
 from lightning_dreambooth.study.drawing import Brush, pictures_of
-from lightning_dreambooth.study.fits import Fitted, test_folder
+from lightning_dreambooth.study.fits import Fitted, benchmark_folder
 from lightning_dreambooth.study.measuring import (
     MEASURES,
     Cell,
@@ -86,7 +86,7 @@ def gather(
                 ]  # fmt: skip
     verdicts = [judge(each, study.figures[each.figure], cells[each.figure]) for each in study.spec.findings]
     tests = {
-        fit.name: read_json(test_folder(fit, fronts[fit.variant], subject) / "summary.json")
+        fit.name: read_json(benchmark_folder(fit, fronts[fit.variant], subject) / "summary.json")
         for fit in fits if (subject := subject_of(study, fit))
     }  # fmt: skip
     histories = {fit.name: read_csv(fit.folder / TABLE) for fit in fits}
