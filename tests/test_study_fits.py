@@ -17,7 +17,7 @@ Name = Callable[..., str]
 @pytest.fixture
 def name(here: Path, tiny_sd: Path, small_clip: Path) -> Name:
     """What a fit is called."""
-    (here / "fit.yaml").touch()
+    (here / "fit.yaml").write_text("model: {prior_weight: 1.0}\n")
     common = {
         "model.pretrained": str(tiny_sd), "data.instance_data_dir": "girl", "data.class_data_dir": "class",
         "data.instance_prompt": "a photo of sks girl", "data.class_prompt": "a photo of a girl",
@@ -82,8 +82,8 @@ def test_one_process_at_a_time_works_on_a_run(here: Path) -> None:
 
 def test_a_test_is_named_by_how_it_is_drawn(name: Name, here: Path, tiny_sd: Path) -> None:
     subject = Subject("mug", "cup", sorted((here / "girl").iterdir()), ["a {0} {1}"])
-    words = ["--model.pretrained", str(tiny_sd), "--data.instance_data_dir=girl", "--data.instance_prompt=a photo of x"]
-    words += ["--model.prior_weight=0", "--trainer.max_steps=1", "--config=fit.yaml"]
+    words = ["--config=fit.yaml", "--model.pretrained", str(tiny_sd), "--data.instance_data_dir=girl", "--data.instance_prompt=a photo of x"]
+    words += ["--model.prior_weight=0", "--trainer.max_steps=1"]
     variant = Variant("a", "fit.yaml", {}, {})
     found = set()
     for more in ([], ["--benchmark.steps=3"]):
