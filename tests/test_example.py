@@ -25,7 +25,8 @@ pytestmark = pytest.mark.slow
 def run(folder: Path, *words: str) -> str:
     """A verb as a user calls it; returns what it printed last."""
     command = [sys.executable, "-m", "lightning_dreambooth", *words]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    # Waiting threads that spin would take the time of the tests beside this one, and theirs of this one.
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.splitlines()[-1]

@@ -82,8 +82,8 @@ def test_one_process_at_a_time_works_on_a_run(here: Path) -> None:
 
 def test_a_test_is_named_by_how_it_is_drawn(name: Name, here: Path, tiny_sd: Path) -> None:
     subject = Subject("mug", "cup", sorted((here / "girl").iterdir()), ["a {0} {1}"])
-    words = ["--config=fit.yaml", "--model.pretrained", str(tiny_sd), "--data.instance_data_dir=girl", "--data.instance_prompt=a photo of x"]
-    words += ["--model.prior_weight=0", "--trainer.max_steps=1"]
+    words = ["--config=fit.yaml", f"--model.pretrained={tiny_sd}", "--model.prior_weight=0", "--trainer.max_steps=1"]
+    words += ["--data.instance_data_dir=girl", "--data.instance_prompt=a photo of x"]
     variant = Variant("a", "fit.yaml", {}, {})
     found = set()
     for more in ([], ["--benchmark.steps=3"]):

@@ -22,7 +22,8 @@ from torchvision.transforms.functional import pil_to_tensor
 RUNS = Path("checkpoints")
 SEEDS = (1, 2, 3)
 EACH = 32  # pictures of a prompt that the classifier sees
-LONG = ["--model.prior_weight=0", "--trainer.max_steps=1200", "--checkpoint.every_n_steps=400"]
+# Without the prior loss the class is lost within a hundred steps: four hundred are much too many.
+LONG = ["--model.prior_weight=0", "--fidelity.every_n_steps=25"]
 PROMPTS = ("a photo of sks girl with blue hair", "a photo of sks girl with red hair", "a hand drawing of sks girl")
 OTHERS = [
     f"--fidelity.prompts=[{', '.join(PROMPTS)}]",
@@ -87,7 +88,7 @@ def main() -> None:
         print(f"seed {seed}: step {best['step']:.0f} is chosen, score {best['score']:.3f}; "
               f"the last one scores {rows(folder)[-1]['score']:.3f}")
         chosen.append(judged(f"long-seed-{seed}-chosen", folder / "exports" / f"step-{best['step']:06.0f}"))
-        last.append(judged(f"long-seed-{seed}-last", folder / "exports" / "step-001200"))
+        last.append(judged(f"long-seed-{seed}-last", folder / "exports" / "step-000400"))
     for name in chosen[0]:
         differences = [one[name] - other[name] for one, other in zip(chosen, last, strict=True)]
         half = t.ppf(0.975, len(SEEDS) - 1) * stdev(differences) / len(SEEDS) ** 0.5
