@@ -66,7 +66,8 @@ def _main(folder: Path, words: list[str], environment: dict[str, str], output: s
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.chdir(folder)
-    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "JSONARGPARSE_DEPRECATION_WARNINGS": "off"} | environment
+    quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "JSONARGPARSE_DEPRECATION_WARNINGS": "off"}
+    os.environ |= quiet | environment
     here = Path(__file__).parent
     os.environ["PYTHONPATH"] = f"{here}{os.pathsep}{here.parent}"  # for processes that this one starts
     import torch

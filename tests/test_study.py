@@ -13,7 +13,7 @@ import pytest
 import tiny
 import torch
 import yaml
-from test_study_spec import made_up_dataset
+from test_study_reading import made_up_dataset
 
 from lightning_dreambooth.disk import sha256
 from lightning_dreambooth.encoders import Clip

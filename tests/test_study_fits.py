@@ -9,7 +9,7 @@ import tiny
 from lightning_dreambooth import cli
 from lightning_dreambooth.dreambench import Subject
 from lightning_dreambooth.study.fits import benchmark_folder, finished, fit_of, locked
-from lightning_dreambooth.study.spec import Variant
+from lightning_dreambooth.study.reading import Variant
 
 Name = Callable[..., str]
 

@@ -5,7 +5,8 @@ import pytest
 from scipy import stats
 
 from lightning_dreambooth.study.measuring import interval, judge
-from lightning_dreambooth.study.spec import Figure, FigureSpec, Finding, Row
+from lightning_dreambooth.study.reading import Figure, Row
+from lightning_dreambooth.study.spec import FigureSpec, Finding
 
 
 def row(steps: int) -> Row:

@@ -27,7 +27,7 @@ from lightning_dreambooth.keep import EXPORTS
 from lightning_dreambooth.report import read_json, write_json
 from lightning_dreambooth.runs import RUNS
 from lightning_dreambooth.states import STATES, newest_first, remove
-from lightning_dreambooth.study.spec import Variant
+from lightning_dreambooth.study.reading import Variant
 
 RECORD = "study.json"  # beside a run: what made it, how long that took, and whether it is done
 SECTIONS = ("model", "data", "fidelity", "trainer")  # of a fit's config: what its weights and figures come from

@@ -16,7 +16,8 @@ from lightning_dreambooth.encoders import Clip, Dino, Encoder
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.pictures import read_picture
 from lightning_dreambooth.protocol import concept_of, without
-from lightning_dreambooth.study.spec import Figure, Finding, Quality, Row
+from lightning_dreambooth.study.reading import Figure, Row
+from lightning_dreambooth.study.spec import Finding, Quality
 
 MEASURES = ("clip_i", "dino", "clip_t", "quality", "div")
 SURE = 0.95  # of the intervals

@@ -16,8 +16,8 @@ from lightning_dreambooth.pictures import read_picture
 from lightning_dreambooth.report import write_text
 from lightning_dreambooth.study import plots
 from lightning_dreambooth.study.measuring import MEASURES, Interval, interval
+from lightning_dreambooth.study.reading import Figure, Study
 from lightning_dreambooth.study.results import Place, Results, row_intervals
-from lightning_dreambooth.study.spec import Figure, Study
 
 SHOWN_PX = 256  # larger pictures are shown so wide, to keep the file small
 FEW = 48  # training pictures shown at most

@@ -12,7 +12,7 @@ from lightning_dreambooth.sampling import Request
 from lightning_dreambooth.study.cost import cost_of_fit, cost_of_test
 from lightning_dreambooth.study.drawing import Brush, draw, pictures_of
 from lightning_dreambooth.study.fits import Fitted, benchmark_folder, do_class_images, do_fit, do_test, finished
-from lightning_dreambooth.study.spec import Study
+from lightning_dreambooth.study.reading import Study
 
 
 class Part(NamedTuple):

@@ -25,7 +25,7 @@ from lightning_dreambooth.study.measuring import (
     text_of,
 )
 from lightning_dreambooth.study.parts import subject_of
-from lightning_dreambooth.study.spec import Figure, Study
+from lightning_dreambooth.study.reading import Figure, Study
 from lightning_dreambooth.validation import TABLE
 
 Place = tuple[int, int]  # of a row in its figure, and the seed of the fit that drew it

@@ -23,8 +23,8 @@ from lightning_dreambooth.study.fits import finished, fit_of
 from lightning_dreambooth.study.measuring import measures_with, text_of
 from lightning_dreambooth.study.page import write_page
 from lightning_dreambooth.study.parts import Part, cost_of, plan, requests_of
+from lightning_dreambooth.study.reading import Study, read_study
 from lightning_dreambooth.study.results import gather, write_tables
-from lightning_dreambooth.study.spec import Study, read_study
 
 
 def main(words: list[str] | None = None) -> None:

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from lightning_dreambooth.errors import InputError
-from lightning_dreambooth.study.spec import Study, read_study
+from lightning_dreambooth.study.reading import Study, read_study
 
 ROOT = Path(__file__).parent.parent
 STUDIES = sorted((ROOT / "configs" / "studies").glob("*.yaml"))
