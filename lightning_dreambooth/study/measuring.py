@@ -129,6 +129,7 @@ class Verdict(NamedTuple):
 
     finding: Finding
     difference: Interval
+    by_fit: list[float]
     more: float
     less: float
     said: str
@@ -145,12 +146,13 @@ def judge(finding: Finding, figure: Figure, cells: Mapping[tuple[int, int], Cell
     common = [seed for seed in sides[0] if seed in sides[1]]
     if not common:
         return None
-    difference = interval([sides[0][seed] - sides[1][seed] for seed in common])
+    by_fit = [sides[0][seed] - sides[1][seed] for seed in common]
+    difference = interval(by_fit)
     if difference.low is None or difference.high is None:
         said = "not told apart: one fit each has no interval"
     elif difference.low > 0:
         said = "holds"
     else:
         said = "does not hold: the opposite does" if difference.high < 0 else "not told apart: the interval holds 0"
-    return Verdict(finding, difference, fmean(sides[0].values()), fmean(sides[1].values()), said)
+    return Verdict(finding, difference, by_fit, fmean(sides[0].values()), fmean(sides[1].values()), said)
 

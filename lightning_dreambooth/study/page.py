@@ -138,7 +138,7 @@ def write_page(
         loader=PackageLoader("lightning_dreambooth", "study"), autoescape=select_autoescape(default=True),
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["number"] = number
+    environment.filters |= {"number": number, "label": label}
     records = [(fit, fit.record) for fit in results.fits]
     configs = {name: front.config_text for name, front in fronts.items()}
     text = environment.get_template("page.html.jinja").render(
