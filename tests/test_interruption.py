@@ -91,7 +91,10 @@ def test_a_signal_to_the_whole_group_ends_a_run_saved_with_all_its_workers(
     os.killpg(run.pid, number)
     assert run.wait(20) == 128 + number, output.read_text()
     said = output.read_text()
-    assert members(run.pid) == 0, said
+    patience = time.monotonic() + 20  # the others follow the first
+    while members(run.pid):
+        assert time.monotonic() < patience, said
+        time.sleep(0.1)
     assert is_whole(newest_first(tmp_path / "checkpoints/run/states")[0])
     assert said.count(f"stopped by {number.name} after step") == 1
     assert "Traceback" not in said

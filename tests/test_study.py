@@ -217,7 +217,7 @@ def test_every_subject_of_a_dataset_is_fitted_tested_and_merged(tmp_path: Path) 
     assert float(found[2]["clip_i_low"]) == pytest.approx(min(float(row["clip_i"]) for row in found[:2]))
     assert [row["clip_t"] for row in found if row[""] == "published: DreamBooth, Stable Diffusion"] == ["0.305"]
     assert "published: DreamBooth, Imagen" in (folder / "checkpoints/mine/report.html").read_text()
-    assert "of which 4 are done" in study(folder)
+    assert "of which 6 are done" in study(folder)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_every_subject_of_a_dataset_is_fitted_tested_and_merged(tmp_path: Path) 
         ({"overrides": {"model.colour": "red"}}, "model.colour"),
         ({"overrides": {"model.prior_weight": -1}}, "model.prior_weight is -1"),
         ({"overrides": {"data.instance_data_dir": "nowhere"}}, "nowhere is not a folder"),
-        ({"overrides": {"fidelity.clip_model": None}}, "nothing measures the pictures of with"),
+        ({"overrides": {"fidelity.clip_model": None}}, "nothing measures its pictures"),
         ({"overrides": {"checkpoint.keep_exports": 10**9}}, "bytes are free there"),
     ],
 )

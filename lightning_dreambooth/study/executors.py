@@ -41,9 +41,15 @@ def on_ray(parts: Sequence[Part], ended: Report, resources: Mapping[str, float],
     except (ConnectionError, ValueError) as error:
         raise InputError(f"no Ray cluster answers at {address} ({error})") from error
     tasks: dict[Any, int] = {}
+    received: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        received.append(number)
+        raise KeyboardInterrupt
+
     try:
         for number in SIGNALS:  # Ray has taken them over, and hears of no other end than this one
-            signal.signal(number, _interrupt)
+            signal.signal(number, interrupt)
         there = ray.cluster_resources()
         for name, key in {"num_cpus": "CPU", "num_gpus": "GPU"}.items():
             if resources.get(name, 0) > there.get(key, 0):
@@ -57,9 +63,9 @@ def on_ray(parts: Sequence[Part], ended: Report, resources: Mapping[str, float],
             done, _ = ray.wait(list(tasks), num_returns=1)
             ray.get(done)  # raises what the task has raised
             ended(tasks.pop(done[0]))
-    except KeyboardInterrupt as interrupt:
-        number = interrupt.args[0] if interrupt.args else signal.SIGINT
-        raise Stopped(number, f"stopped by {signal.Signals(number).name}; what was written stays") from interrupt
+    except KeyboardInterrupt:
+        heard = received[0] if received else int(signal.SIGINT)
+        raise Stopped(heard, f"stopped by {signal.Signals(heard).name}; what was written stays") from None
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except ray.exceptions.RayError as error:
@@ -70,10 +76,6 @@ def on_ray(parts: Sequence[Part], ended: Report, resources: Mapping[str, float],
         if tasks:
             ray.wait(list(tasks), num_returns=len(tasks), timeout=ENDS_SECONDS)
         ray.shutdown()
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt(number)
 
 
 def _do(folder: str, do: Callable[[], None], *needs: object) -> None:
