@@ -91,7 +91,7 @@ MAY_IMPORT = {
         "study.results",
     },
     "study.tool": {
-        "checks", "cli", "disk", "dreambench", "errors", "interruption", "protocol", "runs", "study.cost",
+        "checks", "cli", "disk", "dreambench", "errors", "interruption", "runs", "study.cost",
         "study.drawing", "study.executors", "study.fits", "study.measuring", "study.page", "study.parts",
         "study.reading", "study.results",
     },

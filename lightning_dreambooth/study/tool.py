@@ -14,7 +14,6 @@ from lightning_dreambooth.disk import check_room
 from lightning_dreambooth.dreambench import read_subject
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.interruption import Interruption
-from lightning_dreambooth.protocol import without
 from lightning_dreambooth.runs import RUNS
 from lightning_dreambooth.study.cost import room_for_fit, seconds_each, what_is_timed
 from lightning_dreambooth.study.drawing import Brush
@@ -132,7 +131,7 @@ def check_pictures(study: Study, variant: str, front: DreamBoothCLI) -> None:
         texts = [text_of(row, data) for row in rows] + ([quality.good, quality.bad] if quality else [])
         if study.spec.dreambench is not None:
             subject = read_subject(Path(study.spec.dreambench.folder), variant)
-            texts += [without("", prompt.format("", subject.class_name)) for prompt in subject.prompts]
+            texts += [prompt.format("", subject.class_name) for prompt in subject.prompts]
         fidelity.clip.check_texts(texts)
 
 
