@@ -20,8 +20,9 @@ def add_sections(parser: LightningArgumentParser) -> None:
     """Adds our sections, and links each value that two sections need, so that it is given once."""
     parser.add_argument(
         "--name", type=str | None, default=None,
-        help="Name of the run; everything it writes lies in checkpoints/<name>. With --ckpt_path last, validate "
-        "and predict take it for the run whose state draws. (default: the config's name, or the verb)",
+        help="Name of the run; everything it writes lies in checkpoints/<name>. With --ckpt_path last, validate, "
+        "test and predict take it for the run whose state draws. (default of fit: the config's name or dreambooth; of "
+        "test: test-<subject>; else the verb)",
     )  # fmt: skip
     parser.add_lightning_class_args(Samples, "samples")
     parser.add_lightning_class_args(Fidelity, "fidelity")
@@ -55,7 +56,7 @@ def check_optimizer(given: Any) -> None:
 
 def with_example(args: list[str]) -> list[str]:
     """`fit` without a config and without model or data flags learns the bundled character."""
-    own = ("-c", "--config", "--model", "--data", "-h", "--help", "--print_config")
+    own = ("-c", "--config", "--model", "--data", "-h", "--help")
     if args[:1] != ["fit"] or any(word.startswith(own) for word in args[1:]):
         return args
     if not EXAMPLE.is_file():

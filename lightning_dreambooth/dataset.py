@@ -27,9 +27,7 @@ class ConceptPictures(NamedTuple):
     weight: int = 1
 
 
-def listed(
-    concepts: Sequence[Concept], class_images: int, instance_images: int | None = None
-) -> list[ConceptPictures]:
+def listed(concepts: Sequence[Concept], class_images: int, instance_images: int | None = None) -> list[ConceptPictures]:
     """The pictures of each concept, with so many of its class unless it names a number itself; 0 is without a class.
 
     Of the instance pictures the first so many, by name; None takes all.

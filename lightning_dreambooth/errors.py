@@ -1,4 +1,4 @@
-"""How this package says no, stops, or raises a finger. `cli.main` prints their one line."""
+"""How this package says no, stops, or raises a finger. `cli.front_door` prints their one line."""
 
 
 class InputError(ValueError):

@@ -12,9 +12,7 @@ from lightning_dreambooth.report import Row, write_json
 FIGURES = "validation.json"
 
 
-def export(
-    module: DreamBooth, data: DreamBoothData, folder: Path, dtype: torch.dtype, figures: Row
-) -> None:
+def export(module: DreamBooth, data: DreamBoothData, folder: Path, dtype: torch.dtype, figures: Row) -> None:
     """Writes the (averaged) weights of a run as a Stable Diffusion pipeline folder, all or nothing.
 
     `figures` are what was measured at this step; none if nothing was.

@@ -56,9 +56,8 @@ def stratified_errors(
     noise = draws.normal(seed, f"fixed noise {name}", range(number * STRATA, (number + 1) * STRATA), latents.shape)
     noise = noise.to(model.device)
     context = model.embed(model.tokenize([prompt]).to(model.device))
-    prediction = model.unet(
-        add_noise(x0, noise, t, alphas_bar), t, context.expand(STRATA, -1, -1), return_dict=False
-    )[0]
+    noisy = add_noise(x0, noise, t, alphas_bar)
+    prediction = model.unet(noisy, t, context.expand(STRATA, -1, -1), return_dict=False)[0]
     return squared_error(prediction, target(x0, noise, t, alphas_bar, model.prediction_type))
 
 

@@ -95,6 +95,7 @@ class DreamBooth(pl.LightningModule):
         self.gradient_checkpointing = gradient_checkpointing
         self.seed = seed
         self.ema: AveragedModel | None = None
+        self.saved_with: str | None = None  # the kind of optimizer of a resumed state
         self._check_values()
 
     def _check_values(self) -> None:
@@ -200,13 +201,22 @@ class DreamBooth(pl.LightningModule):
         return {name: relative_change(now[name], self.start[name].to(self.device)) for name in now}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One parameter group for each trained part, and the learning rate's course in optimizer steps."""
+        """One parameter group for each trained part, and the learning rate's course in optimizer steps.
+
+        Raises:
+            InputError: if it is another kind of optimizer than that of a resumed state, or cannot clip.
+        """
         groups: list[dict[str, Any]] = [
             {"name": name, "params": list(part.parameters())} for name, part in self.trained.items()
         ]
         if self.text_encoder_lr is not None:
             groups[1]["lr"] = self.text_encoder_lr
         optimizer = self.optimizer(groups)
+        if self.saved_with not in (None, _kind(optimizer)):
+            raise InputError(
+                f"the state was saved with {self.saved_with}, which model.optimizer must name to go on; "
+                f"it is {_kind(optimizer)}"
+            )
         if type(optimizer).__module__.startswith("bitsandbytes"):
             # Its first step lays the weights out so; from the beginning, a resumed run computes in the same order.
             self.model.unet.to(memory_format=torch.contiguous_format)
@@ -250,9 +260,10 @@ class DreamBooth(pl.LightningModule):
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps frozen weights out of the state, which are the base model's, and names of code."""
+        """Keeps the base model's frozen weights and names of code out of the state, and names its optimizer."""
         for hyper_parameters in ("hyper_parameters", "datamodule_hyper_parameters"):
             checkpoint.get(hyper_parameters, {}).pop("_instantiator", None)
+        checkpoint["optimizer"] = _kind(self.trainer.optimizers[0])
         ours = self._own_weights()
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in ours}
 
@@ -262,6 +273,7 @@ class DreamBooth(pl.LightningModule):
         Raises:
             InputError: if the state holds other weights than this run trains.
         """
+        self.saved_with = checkpoint.get("optimizer")  # earlier versions did not say
         saved, ours = set(checkpoint["state_dict"]), self._own_weights()
         if saved != ours:
             raise InputError(
@@ -287,3 +299,7 @@ class DreamBooth(pl.LightningModule):
     def _own_weights(self) -> set[str]:
         trained = {f"model.{part}.{name}" for part, module in self.trained.items() for name in module.state_dict()}
         return trained | {name for name in self.state_dict() if name.startswith("ema.")}
+
+
+def _kind(optimizer: Optimizer) -> str:
+    return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"

@@ -101,6 +101,7 @@ class Fidelity(Callback):
         self.patience = patience
         self.history: list[Row] = []
         self.evaluations = 0
+        self.preparing_s = 0.0  # not logged yet
         self.measured_by = ""
         self.judge: Judge | None = None  # on the first process, which measures for all
         self.untuned: dict[str, float] = {}
@@ -143,6 +144,7 @@ class Fidelity(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Reads what everything is compared with."""
+        began = time.perf_counter()
         if self.losses_every_n_steps:
             data = _data(trainer)
             sets = {
@@ -160,6 +162,7 @@ class Fidelity(Callback):
                 beside = {name: ["Multiline", [f"val/{name}{kind}$" for kind in ("", "/ceiling", "/untuned")]]
                           for name in self.untuned}  # fmt: skip
                 trainer.logger.experiment.add_custom_scalars({"fidelity": beside})
+        self.preparing_s = time.perf_counter() - began
 
     def _compare_with_before(self, data: DreamBoothData) -> None:
         """Scores of other prompts, pictures or encoders cannot be compared with those that will come."""
@@ -185,7 +188,7 @@ class Fidelity(Callback):
 
     def _observe(self, trainer: pl.Trainer, module: DreamBooth) -> None:
         """Adds a row to the history if one is due, the same on every process."""
-        began, step = time.perf_counter(), trainer.global_step
+        began, step = time.perf_counter() - self.preparing_s, trainer.global_step
         row: dict[str, float] = {}
         if self.losses_every_n_steps and _due(trainer, self.losses_every_n_steps):
             with trainer.precision_plugin.forward_context(), module.averaged():
@@ -196,6 +199,7 @@ class Fidelity(Callback):
             self.evaluations += sum(unet_evaluations(probe.request) for probe in _data(trainer).probes)
         if not row:
             return
+        self.preparing_s = 0.0
         self.history.append({"step": step} | row)
         if trainer.is_global_zero:
             write_csv(run_folder(trainer) / TABLE, self.history)

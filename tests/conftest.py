@@ -9,6 +9,7 @@ import torch
 from lightning_dreambooth import cli
 from lightning_dreambooth.model_files import locate
 from lightning_dreambooth.stable_diffusion import StableDiffusion
+from lightning_dreambooth.verbs import DreamBoothCLI
 
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # LightningCLI's own calls; the bound in setup.cfg covers them
 torch.set_num_threads(1)  # the models are so small that a second thread only waits
@@ -52,7 +53,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def run(here: Path, tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., cli.DreamBoothCLI]:
+def run(here: Path, tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., DreamBoothCLI]:
     """Runs a verb through the front door on the tiny model, with settings that take a second."""
     small = {
         "model.pretrained": tiny_sd, "data.instance_data_dir": "girl", "data.instance_prompt": "a photo of sks girl",
@@ -62,7 +63,7 @@ def run(here: Path, tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
         "trainer.log_every_n_steps": 1,
     }  # fmt: skip
 
-    def run(verb: str = "fit", *words: str, **settings: object) -> cli.DreamBoothCLI:
+    def run(verb: str = "fit", *words: str, **settings: object) -> DreamBoothCLI:
         values = small | {key.replace("__", "."): value for key, value in settings.items()}
         flags = [f"--{key}={value}" for key, value in values.items() if value is not None]
         monkeypatch.setattr("sys.argv", ["lightning_dreambooth", verb, *words, *flags])

@@ -3,15 +3,16 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from lightning_dreambooth import cli
 from lightning_dreambooth.analysis import block_changes, curves
+from lightning_dreambooth.runs import RUNS
+from lightning_dreambooth.verbs import DreamBoothCLI
 
-Run = Callable[..., cli.DreamBoothCLI]
+Run = Callable[..., DreamBoothCLI]
 
 
 def test_curves_hold_every_logged_step(run: Run) -> None:
     run(name="first")
-    found = curves(cli.RUNS / "first")
+    found = curves(RUNS / "first")
     assert list(found["train/loss"]) == [1, 2, 3, 4]
     assert {"train/instance_loss", "train/prior_loss", "weight_change/unet"} <= set(found)
 

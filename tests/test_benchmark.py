@@ -10,12 +10,12 @@ from PIL import Image
 from torch.nn.functional import cosine_similarity
 from torchvision.transforms.functional import pil_to_tensor
 
-from lightning_dreambooth import cli
 from lightning_dreambooth.dreambench import read_subject
 from lightning_dreambooth.encoders import Clip
 from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.verbs import DreamBoothCLI
 
-Run = Callable[..., cli.DreamBoothCLI]
+Run = Callable[..., DreamBoothCLI]
 
 FILE = """Classes
 
@@ -51,7 +51,7 @@ def bench(here: Path) -> Path:
 
 @pytest.fixture
 def tested(bench: Path, run: Run, small_clip: Path) -> Run:
-    def tested(**given: object) -> cli.DreamBoothCLI:
+    def tested(**given: object) -> DreamBoothCLI:
         settings = {
             "benchmark__folder": "bench", "benchmark__subject": "red_girl", "benchmark__num_images": 2,
             "benchmark__steps": 2, "benchmark__batch_size": 2, "fidelity__clip_model": small_clip,

@@ -22,6 +22,7 @@ from lightning_dreambooth.protocol import TRAINING_ROW, unet_evaluations
 from lightning_dreambooth.runs import take_folder
 from lightning_dreambooth.states import find_state
 from lightning_dreambooth.validation import Fidelity
+from lightning_dreambooth.verbs import DreamBoothCLI
 
 
 def opened(path: str | Path) -> Image.Image:
@@ -32,7 +33,7 @@ def opened(path: str | Path) -> Image.Image:
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-Run = Callable[..., cli.DreamBoothCLI]
+Run = Callable[..., DreamBoothCLI]
 Complaint = Callable[..., str]
 
 
@@ -85,7 +86,7 @@ def test_every_config_trains_to_an_export(
         assert measured_share(finished, steps) < 0.25
 
 
-def measured_share(finished: cli.DreamBoothCLI, steps: int) -> float:
+def measured_share(finished: DreamBoothCLI, steps: int) -> float:
     """What measuring costs in a run of so many steps, as a part of what its training costs."""
     fidelity, data = finished.fidelity, finished.datamodule
     sampling_steps = inspect.signature(Fidelity).parameters["steps"].default  # this run had fewer

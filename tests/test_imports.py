@@ -61,20 +61,21 @@ MAY_IMPORT = {
         "watch",
     },
     "arguments": {"benchmark", "errors", "keep", "samples", "validation"},
-    "cli": {
-        "arguments", "benchmark", "checkpoint_io", "checks", "data", "errors", "interruption", "keep", "module",
-        "report", "runs", "samples", "states", "validation", "watch",
+    "verbs": {
+        "arguments", "benchmark", "checkpoint_io", "checks", "data", "errors", "interruption", "keep", "report", "runs",
+        "samples", "states", "validation", "watch",
     },
+    "cli": {"data", "errors", "interruption", "module", "runs", "verbs"},
     "study.spec": {"sampling"},
     "study.reading": {"dreambench", "errors", "pictures", "sampling", "study.spec"},
-    "study.cost": {"cli", "dataset", "protocol", "sampling", "stable_diffusion"},
+    "study.cost": {"dataset", "protocol", "sampling", "stable_diffusion", "verbs"},
     "study.drawing": {"model_files", "references", "sampling", "stable_diffusion"},
     "study.fits": {
         "cli", "dataset", "disk", "dreambench", "errors", "keep", "report", "runs", "states", "study.reading",
+        "verbs",
     },
     "study.parts": {
-        "cli", "dreambench", "protocol", "sampling", "study.cost", "study.drawing", "study.fits",
-        "study.reading",
+        "dreambench", "protocol", "sampling", "study.cost", "study.drawing", "study.fits", "study.reading", "verbs",
     },
     "study.executors": {"errors", "interruption", "study.parts"},
     "study.measuring": {
@@ -82,18 +83,18 @@ MAY_IMPORT = {
         "study.spec",
     },
     "study.results": {
-        "benchmark", "cli", "metrics", "report", "study.drawing", "study.fits", "study.measuring",
-        "study.parts", "study.reading", "validation",
+        "benchmark", "metrics", "report", "study.drawing", "study.fits", "study.measuring", "study.parts",
+        "study.reading", "validation", "verbs",
     },
     "study.plots": {"study.measuring"},
     "study.page": {
-        "cli", "concepts", "dataset", "pictures", "report", "study.measuring", "study.plots", "study.reading",
-        "study.results",
+        "concepts", "dataset", "pictures", "report", "study.measuring", "study.plots", "study.reading", "study.results",
+        "verbs",
     },
     "study.tool": {
         "checks", "cli", "disk", "dreambench", "errors", "interruption", "runs", "study.cost",
         "study.drawing", "study.executors", "study.fits", "study.measuring", "study.page", "study.parts",
-        "study.reading", "study.results",
+        "study.reading", "study.results", "verbs",
     },
     "study.__init__": set(),
     "__init__": set(),
@@ -102,7 +103,7 @@ MAY_IMPORT = {
 ONLY_IN = {
     "pytorch_lightning": {
         "data", "module", "watch", "interruption", "samples", "validation", "benchmark", "keep", "checkpoint_io",
-        "runs", "arguments", "cli", "study.drawing", "__main__",
+        "runs", "arguments", "verbs", "cli", "study.drawing", "__main__",
     },
     "huggingface_hub": {"model_files"},
     "diffusers": {"stable_diffusion", "sampling"},

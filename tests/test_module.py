@@ -13,13 +13,13 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from lightning_dreambooth import draws
-from lightning_dreambooth.cli import DreamBoothCLI
 from lightning_dreambooth.dataset import Batch
 from lightning_dreambooth.diffusion import Loss
 from lightning_dreambooth.errors import InputError, InputWarning
 from lightning_dreambooth.module import DreamBooth
 from lightning_dreambooth.optimization import probe
 from lightning_dreambooth.samples import Samples
+from lightning_dreambooth.verbs import DreamBoothCLI
 
 Run = Callable[..., object]
 
@@ -230,6 +230,12 @@ def test_a_state_of_other_weights_is_refused(run: Run, complaint: Callable[..., 
     assert "resume with the model settings" in complaint(
         name="first", ckpt_path="last", model__train_text_encoder=False
     )
+
+
+def test_a_state_of_another_optimizer_is_refused(run: Run, complaint: Callable[..., str]) -> None:
+    run(name="first")
+    other = {"model__optimizer": "bitsandbytes.optim.AdamW8bit", "model__optimizer__lr": 1e-3}
+    assert "the state was saved with torch.optim.adamw.AdamW" in complaint(name="first", ckpt_path="last", **other)
 
 
 def other_picture() -> None:

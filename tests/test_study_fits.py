@@ -73,7 +73,6 @@ def test_looking_leaves_nothing_behind(name: Name, here: Path) -> None:
 
 def test_one_process_at_a_time_works_on_a_run(here: Path) -> None:
 
-
     run = here / "checkpoints/mine/a"
     with locked(run), run.with_name(".a.lock").open() as other, pytest.raises(BlockingIOError):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)

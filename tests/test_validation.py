@@ -13,10 +13,10 @@ from probes import scalars
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 
-from lightning_dreambooth import cli
 from lightning_dreambooth.errors import InputWarning
+from lightning_dreambooth.verbs import DreamBoothCLI
 
-Run = Callable[..., cli.DreamBoothCLI]
+Run = Callable[..., DreamBoothCLI]
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def measured(here: Path, run: Run, small_clip: Path) -> Run:
         "fidelity.unrelated_prompts": "[a photo of a boy]",
     }  # fmt: skip
 
-    def measured(verb: str = "fit", *words: str, **given: object) -> cli.DreamBoothCLI:
+    def measured(verb: str = "fit", *words: str, **given: object) -> DreamBoothCLI:
         return run(verb, *words, **(settings | {key.replace("__", "."): value for key, value in given.items()}))
 
     return measured

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lightning_dreambooth.cli import PROG, DreamBoothCLI, look_at
+from lightning_dreambooth.cli import PROG, look_at
 from lightning_dreambooth.dataset import digests, listed
 from lightning_dreambooth.disk import sha256
 from lightning_dreambooth.dreambench import Subject
@@ -28,6 +28,7 @@ from lightning_dreambooth.report import read_json, write_json
 from lightning_dreambooth.runs import RUNS
 from lightning_dreambooth.states import STATES, newest_first, remove
 from lightning_dreambooth.study.reading import Variant
+from lightning_dreambooth.verbs import DreamBoothCLI
 
 RECORD = "study.json"  # beside a run: what made it, how long that took, and whether it is done
 SECTIONS = ("model", "data", "fidelity", "trainer")  # of a fit's config: what its weights and figures come from
@@ -91,9 +92,7 @@ def fit_of(study: str, variant: Variant, seed: int, front: DreamBoothCLI) -> Fit
         "dtype": config["checkpoint"]["dtype"], "base": data.files.fingerprint,
         "concepts": [asdict(concept) for concept in data.concepts], "learned": digests(listed(data.concepts, 0)),
     }  # fmt: skip
-    return Fitted(
-        variant.name, seed, f"{study}/{variant.name}-seed{seed}-{digest(about)}", tuple(variant.words(seed))
-    )
+    return Fitted(variant.name, seed, f"{study}/{variant.name}-seed{seed}-{digest(about)}", tuple(variant.words(seed)))
 
 
 def run_verb(verb: str, words: Sequence[str], lock: int) -> None:

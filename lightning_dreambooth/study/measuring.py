@@ -155,4 +155,3 @@ def judge(finding: Finding, figure: Figure, cells: Mapping[tuple[int, int], Cell
     else:
         said = "does not hold: the opposite does" if difference.high < 0 else "not told apart: the interval holds 0"
     return Verdict(finding, difference, by_fit, fmean(sides[0].values()), fmean(sides[1].values()), said)
-

@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from lightning_dreambooth.cli import DreamBoothCLI
 from lightning_dreambooth.dreambench import Subject, read_subject
 from lightning_dreambooth.protocol import TRAINING_ROW, unet_evaluations
 from lightning_dreambooth.sampling import Request
@@ -13,6 +12,7 @@ from lightning_dreambooth.study.cost import cost_of_fit, cost_of_test
 from lightning_dreambooth.study.drawing import Brush, draw, pictures_of
 from lightning_dreambooth.study.fits import Fitted, benchmark_folder, do_class_images, do_fit, do_test, finished
 from lightning_dreambooth.study.reading import Study
+from lightning_dreambooth.verbs import DreamBoothCLI
 
 
 class Part(NamedTuple):

@@ -240,4 +240,3 @@ def _check_finding(finding: Finding, figures: Mapping[str, Figure], spec: StudyS
     for side in (finding.more, finding.less):
         if not any(row.holds(side) for row in figures[finding.figure].rows):
             raise InputError(f"{where}: no row of figure {finding.figure} has {side}")
-

@@ -8,7 +8,6 @@ from typing import Any
 
 from lightning_dreambooth import metrics
 from lightning_dreambooth.benchmark import COLUMNS, PUBLISHED
-from lightning_dreambooth.cli import DreamBoothCLI
 from lightning_dreambooth.report import read_csv, read_json, write_csv
 from lightning_dreambooth.study.drawing import Brush, pictures_of
 from lightning_dreambooth.study.fits import Fitted, benchmark_folder
@@ -27,6 +26,7 @@ from lightning_dreambooth.study.measuring import (
 from lightning_dreambooth.study.parts import subject_of
 from lightning_dreambooth.study.reading import Figure, Study
 from lightning_dreambooth.validation import TABLE
+from lightning_dreambooth.verbs import DreamBoothCLI
 
 Place = tuple[int, int]  # of a row in its figure, and the seed of the fit that drew it
 

@@ -72,7 +72,7 @@ class Finding:
         measure: clip_i, dino, clip_t, quality or div.
         more: What holds of the rows where the measure should be higher, such as `{variant: b}`.
         less: What holds of the others.
-        why: Why it comes out as it does, for the report.
+        why: Why it comes out as it does, for the report, which says whose note that is.
     """
 
     claim: str

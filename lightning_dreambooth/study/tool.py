@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
 from lightning_dreambooth.checks import check_lengths
-from lightning_dreambooth.cli import PROG, DreamBoothCLI, front_door, look_at
+from lightning_dreambooth.cli import PROG, front_door, look_at
 from lightning_dreambooth.disk import check_room
 from lightning_dreambooth.dreambench import read_subject
 from lightning_dreambooth.errors import InputError
@@ -24,6 +24,7 @@ from lightning_dreambooth.study.page import write_page
 from lightning_dreambooth.study.parts import Part, cost_of, plan, requests_of
 from lightning_dreambooth.study.reading import Study, read_study
 from lightning_dreambooth.study.results import gather, write_tables
+from lightning_dreambooth.verbs import DreamBoothCLI
 
 
 def main(words: list[str] | None = None) -> None:
@@ -51,9 +52,7 @@ def run_study(file: Path, dry_run: bool = False, executor: str = "local", addres
     study = read_study(file)
     folder = RUNS / study.name
     first = study.spec.seeds[0]
-    fronts = {
-        name: looked_at(study, name, first) for name in tqdm(study.variants, "looking at variants", leave=False)
-    }
+    fronts = {name: looked_at(study, name, first) for name in tqdm(study.variants, "looking at variants", leave=False)}
     share_encoders(list(fronts.values()))
     brushes = {name: brush_of(study, front, folder) for name, front in fronts.items()}
     pairs = [(variant, seed) for seed in study.spec.seeds for variant in study.variants.values()]

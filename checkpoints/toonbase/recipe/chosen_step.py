@@ -1,16 +1,17 @@
-"""Does choosing a step pay? Three runs that are much too long, the step they choose against their last one.
+"""Does choosing a step pay? Two kinds of runs that are too long, the step they choose against their last one.
 
 python checkpoints/toonbase/recipe/chosen_step.py        (from the repository's root)
 
-Judged by the score of `fidelity` on prompts and seeds that were not used for choosing, and by the classifier. Runs that
-are there are not run again.
+Judged on prompts and seeds that were not used for choosing: by the score of `fidelity`, and by the classifier, whose
+answers are balanced as the score balances its parts. Runs that are there are not run again.
 """
 
-import csv
+import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, harmonic_mean, stdev
 
 import torch
 from classifier import classify, load
@@ -19,39 +20,45 @@ from scipy.stats import t
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
+from lightning_dreambooth.report import read_csv
+
 RUNS = Path("checkpoints")
 SEEDS = (1, 2, 3)
 EACH = 32  # pictures of a prompt that the classifier sees
-# Without the prior loss the class is lost within a hundred steps: four hundred are much too many.
-LONG = ["--model.prior_weight=0", "--fidelity.every_n_steps=25"]
+LONG = {
+    # Without the prior loss the class is lost within a hundred steps: the example's four hundred are much too many.
+    "noprior": ["--model.prior_weight=0", "--fidelity.every_n_steps=25"],
+    "long": ["--trainer.max_steps=1200"],  # three times as long as the example
+}
 PROMPTS = ("a photo of sks girl with blue hair", "a photo of sks girl with red hair", "a hand drawing of sks girl")
 OTHERS = [
     f"--fidelity.prompts=[{', '.join(PROMPTS)}]",
-    "--fidelity.unrelated_prompts=[a painting of a boy, a flat icon of a cat face]",
+    "--fidelity.unrelated_prompts=[a painting of a boy, a flat icon of a cat]",
+    "--data.class_prompt=a photo of a girl with black hair",
     "--fidelity.seed=5000", "--fidelity.num_images=8", "--fidelity.base=checkpoints/toonbase",
 ]  # fmt: skip
-# What the classifier should say of each prompt: which head, and what it answers.
-JUDGED = {
-    "a photo of sks girl": ("medium", "adventurer"),
-    "a photo of sks girl with blue hair": ("hair", "blue"),
-    "a photo of a girl": ("medium", "photo"),
-    "a photo of a boy": ("gender", "boy"),
-}
+# The part of a score that a prompt is drawn for, and which of the classifier's heads should answer what.
+JUDGED = (
+    ("identity", "a photo of sks girl with blue hair", "medium", "adventurer"),
+    ("identity", "a photo of sks girl with red hair", "medium", "adventurer"),
+    ("prompt", "a photo of sks girl with blue hair", "hair", "blue"),
+    ("prompt", "a photo of sks girl with red hair", "hair", "red"),
+    ("class", "a photo of a girl with black hair", "medium", "photo"),
+    ("class", "a photo of a boy with red hair", "medium", "photo"),
+)
 
 
 def run(verb: str, name: str, *words: str) -> Path:
-    """Runs a verb under a name, unless it has been run."""
-    done = RUNS / f"{name}.done"
+    """Runs a verb under a name, or goes on with it, unless it is done."""
+    folder, done = RUNS / name, RUNS / f"{name}.done"
     if not done.is_file():
+        if verb == "fit":
+            words = (*words, "--ckpt_path=last")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "lightning_dreambooth", verb, *words, f"--name={name}"], check=True)
         done.touch()
-    return RUNS / name
-
-
-def rows(folder: Path) -> list[dict[str, float]]:
-    """The figures of a run."""
-    with (folder / "validation.csv").open() as file:
-        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+    return folder
 
 
 def pictures(folder: Path) -> Tensor:
@@ -64,37 +71,44 @@ def pictures(folder: Path) -> Tensor:
 
 
 def judged(name: str, export: Path) -> dict[str, float]:
-    """An export => its score on other prompts, and how often the classifier says what was asked."""
+    """An export => its score on other prompts, and in which share of pictures the classifier sees what was asked."""
     measured = run("validate", f"{name}-other", "-c", "configs/toon.yaml", f"--model.pretrained={export}", *OTHERS)
     classifier = load(Path(__file__).parent / "classifier.safetensors")
-    found = {"score": rows(measured)[-1]["score"]}
+    found = {"score": read_csv(measured / "validation.csv")[-1]["score"]}
+    prompts = list(dict.fromkeys(prompt for _, prompt, _, _ in JUDGED))
     drawn = run(
-        "predict", f"{name}-drawn", f"--model.pretrained={export}", f"--samples.prompts=[{', '.join(JUDGED)}]",
+        "predict", f"{name}-drawn", f"--model.pretrained={export}", f"--samples.prompts=[{', '.join(prompts)}]",
         f"--samples.num_images={EACH}", "--samples.seed=6000", "--samples.guidance_scale=4", "--samples.batch_size=32",
     )  # fmt: skip
     said = classify(classifier, pictures(drawn))
-    for place, (prompt, (head, answer)) in enumerate(JUDGED.items()):
-        mine = said[head][place * EACH : (place + 1) * EACH]
-        found[f"{prompt}: {head} {answer}"] = fmean(each == answer for each in mine)
-    return found | {"classifier": fmean(list(found.values())[1:])}
+    parts = defaultdict(list)
+    for part, prompt, head, answer in JUDGED:
+        first = prompts.index(prompt) * EACH
+        parts[part].append(fmean(each == answer for each in said[head][first : first + EACH]))
+    found |= {f"classifier, {part}": fmean(shares) for part, shares in parts.items()}
+    return found | {"classifier": harmonic_mean(map(fmean, parts.values()))}
 
 
-def main() -> None:
+def compare(kind: str) -> None:
     """Prints a row per figure: the chosen step, the last one, and the difference with its 95 % Student interval."""
     chosen, last = [], []
     for seed in SEEDS:
-        folder = run("fit", f"long-seed-{seed}", "-c", "configs/toon.yaml", *LONG, f"--seed_everything={seed}")
-        best = max(rows(folder), key=lambda row: row.get("score", 0))
-        print(f"seed {seed}: step {best['step']:.0f} is chosen, score {best['score']:.3f}; "
-              f"the last one scores {rows(folder)[-1]['score']:.3f}")
-        chosen.append(judged(f"long-seed-{seed}-chosen", folder / "exports" / f"step-{best['step']:06.0f}"))
-        last.append(judged(f"long-seed-{seed}-last", folder / "exports" / "step-000400"))
-    for name in chosen[0]:
-        differences = [one[name] - other[name] for one, other in zip(chosen, last, strict=True)]
+        name = f"{kind}-seed-{seed}"
+        folder = run("fit", name, "-c", "configs/toon.yaml", *LONG[kind], f"--seed_everything={seed}")
+        measured = read_csv(folder / "validation.csv")
+        best = max(measured, key=lambda row: row.get("score", 0))
+        print(
+            f"{name}: step {best['step']:.0f} is chosen, {best['score']:.3f}; the last is {measured[-1]['score']:.3f}"
+        )
+        for side, row, into in (("chosen", best, chosen), ("last", measured[-1], last)):
+            into.append(judged(f"{name}-{side}", folder / "exports" / f"step-{row['step']:06.0f}"))
+    for figure in chosen[0]:
+        differences = [one[figure] - other[figure] for one, other in zip(chosen, last, strict=True)]
         half = t.ppf(0.975, len(SEEDS) - 1) * stdev(differences) / len(SEEDS) ** 0.5
-        means = [fmean(each[name] for each in side) for side in (chosen, last)]
-        print(f"{name}: chosen {means[0]:.3f}, last {means[1]:.3f}, difference {fmean(differences):+.3f} ± {half:.3f}")
+        means = [fmean(each[figure] for each in side) for side in (chosen, last)]
+        print(f"{figure}: chosen {means[0]:.3f}, last {means[1]:.3f}, {fmean(differences):+.3f} ± {half:.3f}")
 
 
 if __name__ == "__main__":
-    main()
+    for too_long in LONG:
+        compare(too_long)
