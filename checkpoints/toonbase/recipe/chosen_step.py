@@ -23,12 +23,11 @@ from torchvision.transforms.functional import pil_to_tensor
 from lightning_dreambooth.report import read_csv
 
 RUNS = Path("checkpoints")
-SEEDS = (1, 2, 3)
 EACH = 32  # pictures of a prompt that the classifier sees
-LONG = {
+LONG = {  # kinds of runs that are too long: their seeds, and what they are given
     # Without the prior loss the class is lost within a hundred steps: the example's four hundred are much too many.
-    "noprior": ["--model.prior_weight=0", "--fidelity.every_n_steps=25"],
-    "long": ["--trainer.max_steps=1200"],  # three times as long as the example
+    "noprior": (range(1, 7), ["--model.prior_weight=0", "--fidelity.every_n_steps=25"]),
+    "long": (range(1, 4), ["--trainer.max_steps=1200"]),  # three times as long as the example
 }
 PROMPTS = ("a photo of sks girl with blue hair", "a photo of sks girl with red hair", "a hand drawing of sks girl")
 OTHERS = [
@@ -91,10 +90,11 @@ def judged(name: str, export: Path) -> dict[str, float]:
 
 def compare(kind: str) -> None:
     """Prints a row per figure: the chosen step, the last one, and the difference with its 95 % Student interval."""
+    seeds, words = LONG[kind]
     chosen, last = [], []
-    for seed in SEEDS:
+    for seed in seeds:
         name = f"{kind}-seed-{seed}"
-        folder = run("fit", name, "-c", "configs/toon.yaml", *LONG[kind], f"--seed_everything={seed}")
+        folder = run("fit", name, "-c", "configs/toon.yaml", *words, f"--seed_everything={seed}")
         measured = read_csv(folder / "validation.csv")
         best = max(measured, key=lambda row: row.get("score", 0))
         print(
@@ -104,7 +104,7 @@ def compare(kind: str) -> None:
             into.append(judged(f"{name}-{side}", folder / "exports" / f"step-{row['step']:06.0f}"))
     for figure in chosen[0]:
         differences = [one[figure] - other[figure] for one, other in zip(chosen, last, strict=True)]
-        half = t.ppf(0.975, len(SEEDS) - 1) * stdev(differences) / len(SEEDS) ** 0.5
+        half = t.ppf(0.975, len(seeds) - 1) * stdev(differences) / len(seeds) ** 0.5
         means = [fmean(each[figure] for each in side) for side in (chosen, last)]
         print(f"{figure}: chosen {means[0]:.3f}, last {means[1]:.3f}, {fmean(differences):+.3f} ± {half:.3f}")
 
