@@ -371,8 +371,9 @@ def test_the_example_does_not_leak_into_a_run_that_names_its_own(own: str) -> No
     assert arguments.with_example(["fit", own]) == ["fit", own]
 
 
-def test_fit_alone_learns_the_bundled_character() -> None:
-    words = arguments.with_example(["fit", "--trainer.max_steps=9"])
+@pytest.mark.parametrize("word", ["--trainer.max_steps=9", "--print_config"])
+def test_fit_alone_learns_the_bundled_character(word: str) -> None:
+    words = arguments.with_example(["fit", word])
     assert words[1:3] == ["--config", str(ROOT / "configs/toon.yaml")]
     assert arguments.with_example(["predict"]) == ["predict"]
 
