@@ -15,7 +15,7 @@ warnings.filterwarnings("ignore", ".*does not have many workers.*")  # cached la
 
 from pytorch_lightning.utilities import rank_zero_only  # noqa: E402
 
-from lightning_dreambooth.cli import PROG, main  # noqa: E402
+from lightning_dreambooth.cli.main import PROG, main  # noqa: E402
 from lightning_dreambooth.errors import InputWarning  # noqa: E402
 
 with_place = warnings.formatwarning
@@ -36,8 +36,8 @@ if getattr(rank_zero_only, "rank", 0):  # one process says it for all
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["study"]:
-        from lightning_dreambooth.study import tool  # here: the verbs need no plots
+        from lightning_dreambooth.study import cli  # here: the verbs need no plots
 
-        tool.main(sys.argv[2:])
+        cli.main(sys.argv[2:])
     else:
         main()

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_dreambooth.model_files import ModelFiles, weights_file
+from lightning_dreambooth.models.model_files import ModelFiles, weights_file
 from lightning_dreambooth.optimization import relative_change
 
 # Such as down_blocks.0.attentions, mid_block.resnets, encoder.layers.3, conv_in.

@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
-from lightning_dreambooth import draws
-from lightning_dreambooth.dataset import Batch
-from lightning_dreambooth.diffusion import (
+from lightning_dreambooth import randomness
+from lightning_dreambooth.data.dataset import Batch
+from lightning_dreambooth.diffusion.objective import (
     Loss,
     add_noise,
     min_snr_weights,
@@ -24,11 +24,11 @@ from lightning_dreambooth.diffusion import (
     squared_error,
     target,
 )  # fmt: skip
+from lightning_dreambooth.diffusion.sampling import Request, sample
 from lightning_dreambooth.errors import InputError
-from lightning_dreambooth.model_files import ModelFiles
+from lightning_dreambooth.models.model_files import ModelFiles
+from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 from lightning_dreambooth.optimization import Schedule, ema_update, learning_rate_factor, probe, relative_change
-from lightning_dreambooth.sampling import Request, sample
-from lightning_dreambooth.stable_diffusion import StableDiffusion
 
 
 class DreamBooth(pl.LightningModule):
@@ -143,12 +143,12 @@ class DreamBooth(pl.LightningModule):
         moments = batch.pictures if batch.pictures.is_floating_point() else model.encode(batch.pictures)
         context = batch.texts if batch.texts.is_floating_point() else model.embed(batch.texts)
         rows, shape = len(moments), (moments.shape[1] // 2, *moments.shape[2:])
-        latents = posterior_sample(moments, self._draw(draws.normal, "posterior", batch, rows, shape))
-        noise = self._draw(draws.normal, "noise", batch, rows, shape)
+        latents = posterior_sample(moments, self._draw(randomness.normal, "posterior", batch, rows, shape))
+        noise = self._draw(randomness.normal, "noise", batch, rows, shape)
         if self.noise_offset:
-            offset = self._draw(draws.normal, "noise offset", batch, rows, (shape[0], 1, 1))
+            offset = self._draw(randomness.normal, "noise offset", batch, rows, (shape[0], 1, 1))
             noise = noise + self.noise_offset * offset
-        timesteps = self._draw(draws.integers, "timestep", batch, rows, len(alphas_bar))
+        timesteps = self._draw(randomness.integers, "timestep", batch, rows, len(alphas_bar))
         noisy = add_noise(latents, noise, timesteps, alphas_bar)
         prediction = model.unet(noisy, timesteps, context, return_dict=False)[0]
         errors = squared_error(prediction, target(latents, noise, timesteps, alphas_bar, kind))

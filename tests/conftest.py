@@ -3,22 +3,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
+from helpers import tiny
 
-from lightning_dreambooth import cli
-from lightning_dreambooth.model_files import locate
-from lightning_dreambooth.stable_diffusion import StableDiffusion
-from lightning_dreambooth.verbs import DreamBoothCLI
+from lightning_dreambooth.cli.commands import DreamBoothCLI
+from lightning_dreambooth.cli.main import main
+from lightning_dreambooth.models.model_files import locate
+from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # LightningCLI's own calls; the bound in setup.cfg covers them
 torch.set_num_threads(1)  # the models are so small that a second thread only waits
-
-# Settings of `run` that learn the concepts of a file in place of its own.
-BY_FILE = dict.fromkeys(
-    ("data__instance_prompt", "data__instance_data_dir", "data__class_prompt", "data__class_data_dir")
-) | {"data__concepts_list": "concepts.json"}
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--times", type=int, default=4, help="how often runs are killed and stopped at random moments")
@@ -67,7 +61,7 @@ def run(here: Path, tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
         values = small | {key.replace("__", "."): value for key, value in settings.items()}
         flags = [f"--{key}={value}" for key, value in values.items() if value is not None]
         monkeypatch.setattr("sys.argv", ["lightning_dreambooth", verb, *words, *flags])
-        return cli.main()
+        return main()
 
     return run
 

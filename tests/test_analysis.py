@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lightning_dreambooth.analysis import block_changes, curves
-from lightning_dreambooth.runs import RUNS
-from lightning_dreambooth.verbs import DreamBoothCLI
+from lightning_dreambooth.cli.commands import DreamBoothCLI
+from lightning_dreambooth.saving.runs import RUNS
 
 Run = Callable[..., DreamBoothCLI]
 

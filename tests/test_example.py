@@ -46,23 +46,21 @@ def drawn(folder: Path, name: str) -> Tensor:
         with Image.open(path) as picture:
             return pil_to_tensor(picture).float() / 255
 
-    return torch.stack([read(path) for path in sorted((folder / "checkpoints" / name).glob("0*.png"))])
+    return torch.stack([read(path) for path in sorted((folder / "runs" / name).glob("0*.png"))])
 
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs of the example, and sixteen pictures of each prompt before and after."""
     folder = tmp_path_factory.mktemp("example")
-    (folder / "checkpoints").mkdir()
-    for shipped in ("toonbase", "toonclip", "pictures"):
-        (folder / "checkpoints" / shipped).symlink_to(ROOT / "checkpoints" / shipped)
+    (folder / "checkpoints").symlink_to(ROOT / "checkpoints")
     summary = run(folder, "fit")
-    export = re.search(r"pipeline in checkpoints/(toon/exports/step-\d{6})$", summary)[1]
-    (folder / "tuned").symlink_to(folder / "checkpoints" / export)
-    for model, pretrained in {"base": "toonbase", "tuned": export}.items():
+    export = re.search(r"pipeline in runs/(toon/exports/step-\d{6})$", summary)[1]
+    (folder / "tuned").symlink_to(folder / "runs" / export)
+    for model, pretrained in {"base": "checkpoints/toonbase", "tuned": f"runs/{export}"}.items():
         for kind, prompt in PROMPTS.items():
             run(
-                folder, "predict", f"--name={model}-{kind}", f"--model.pretrained=checkpoints/{pretrained}",
+                folder, "predict", f"--name={model}-{kind}", f"--model.pretrained={pretrained}",
                 f"--samples.prompts={prompt}", "--samples.num_images=16", "--samples.guidance_scale=4",
                 "--samples.batch_size=16",
             )  # fmt: skip
@@ -98,7 +96,7 @@ def test_plain_diffusers_draws_the_same_pictures_from_the_export(example: Path) 
 
 
 def test_the_example_runs_twice_and_reuses_its_class_images(example: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in (example / "checkpoints/class_images").rglob("*.png")}
+    before = {path: path.stat().st_mtime_ns for path in (example / "runs/.cache/class_images").rglob("*.png")}
     summary = run(example, "fit", "--trainer.max_steps=2")
     assert re.match(r"toon-2: 2 steps", summary)
-    assert {path: path.stat().st_mtime_ns for path in (example / "checkpoints/class_images").rglob("*.png")} == before
+    assert {path: path.stat().st_mtime_ns for path in (example / "runs/.cache/class_images").rglob("*.png")} == before

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import BY_FILE
+from helpers.datasets import BY_FILE
 from PIL import Image
 
 LEAST_MEMORY = 64 * 2**20  # bytes that a refusal may take beyond what the process had
@@ -123,7 +123,7 @@ def test_a_hostile_state(complaint: Callable[..., str], kind: str) -> None:
         line = complaint(ckpt_path="hostile.ckpt")
     assert "hostile.ckpt" in line
     assert not Path("owned").exists()
-    assert not Path("checkpoints").exists()
+    assert not Path("runs").exists()
 
 
 @pytest.mark.parametrize("path", ["https://example.com/state.ckpt", "s3://bucket/state.ckpt", "/dev/zero", "girl"])
@@ -256,7 +256,7 @@ def test_a_hostile_picture(complaint: Callable[..., str], kind: str, folder: str
         line = complaint()
     assert f"{folder}/{name}" in line
     assert not Path("owned").exists()
-    assert not Path("checkpoints").exists()
+    assert not Path("runs").exists()
 
 
 @pytest.mark.parametrize("target", ["/etc/hostname", "../secret.png", "nowhere.png", "x.png"])
@@ -303,7 +303,7 @@ def test_a_hostile_config(complaint: Callable[..., str], kind: str) -> None:
     with little_memory():
         complaint("fit", "--config=hostile.yaml")
     assert not Path("owned").exists()
-    assert not Path("checkpoints").exists()
+    assert not Path("runs").exists()
 
 
 LISTS = {

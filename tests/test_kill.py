@@ -10,20 +10,10 @@ import time
 from fnmatch import fnmatch
 from pathlib import Path
 
-import forked
 import pytest
-import tiny
-from test_resume import assert_same, left_behind
-
-WORDS = [
-    "--model.pretrained=tiny", "--model.ema_decay=0.9",
-    "--data.instance_data_dir=girl", "--data.instance_prompt=a photo of sks girl",
-    "--data.class_data_dir=class", "--data.class_prompt=a photo of a girl",
-    "--data.num_class_images=3", "--data.class_steps=2", "--data.cache_dir=cache",
-    "--samples.steps=2", "--samples.num_images=1", "--samples.every_n_steps=2",
-    "--trainer.max_steps=6", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=False",
-    "--trainer.log_every_n_steps=1", "--checkpoint.every_n_steps=1",
-]  # fmt: skip
+from helpers import forked, tiny
+from helpers.comparison import assert_same, left_behind
+from helpers.forked import WORDS
 
 pytestmark = pytest.mark.slow
 
@@ -74,7 +64,7 @@ def test_a_killed_run_ends_as_one_that_was_never_killed(
             happened["ended before"] += 1
             monkeypatch.chdir(tmp_path)
             assert_same(left_behind("whole"), left_behind("killed"))
-            for path in sorted((tmp_path / "checkpoints/killed").rglob("*"), reverse=True):
+            for path in sorted((tmp_path / "runs/killed").rglob("*"), reverse=True):
                 path.rmdir() if path.is_dir() else path.unlink()
         else:
             assert run.process.exitcode == -signal.SIGKILL, run.said()

@@ -4,22 +4,22 @@ from pathlib import Path
 import bitsandbytes
 import pytest
 import pytorch_lightning as pl
-import tiny
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from helpers import tiny
 from PIL import Image
 from pytorch_lightning.plugins import MixedPrecision
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from lightning_dreambooth import draws
-from lightning_dreambooth.dataset import Batch
-from lightning_dreambooth.diffusion import Loss
+from lightning_dreambooth import randomness
+from lightning_dreambooth.callbacks.samples import Samples
+from lightning_dreambooth.cli.commands import DreamBoothCLI
+from lightning_dreambooth.data.dataset import Batch
+from lightning_dreambooth.diffusion.objective import Loss
 from lightning_dreambooth.errors import InputError, InputWarning
 from lightning_dreambooth.module import DreamBooth
 from lightning_dreambooth.optimization import probe
-from lightning_dreambooth.samples import Samples
-from lightning_dreambooth.verbs import DreamBoothCLI
 
 Run = Callable[..., object]
 
@@ -65,9 +65,10 @@ def test_one_training_step_is_that_of_a_plain_diffusers_loop(run: Run, tmp_path:
 
     pixels = torch.stack([square(row.path) for row in rows])
     posterior = vae.encode(pixels).latent_dist
-    latents = (posterior.mean + posterior.std * drawn(draws.normal, "posterior", (4, 8, 8))) * vae.config.scaling_factor
-    noise = drawn(draws.normal, "noise", (4, 8, 8)) + 0.1 * drawn(draws.normal, "noise offset", (4, 1, 1))
-    timesteps = drawn(draws.integers, "timestep", 1000)
+    sampled = posterior.mean + posterior.std * drawn(randomness.normal, "posterior", (4, 8, 8))
+    latents = sampled * vae.config.scaling_factor
+    noise = drawn(randomness.normal, "noise", (4, 8, 8)) + 0.1 * drawn(randomness.normal, "noise offset", (4, 1, 1))
+    timesteps = drawn(randomness.integers, "timestep", 1000)
     noisy = scheduler.add_noise(latents.detach(), noise, timesteps)
     ids = tokenizer([row.prompt for row in rows], padding="max_length", return_tensors="pt").input_ids
     prediction = unet(noisy, timesteps, text_encoder(ids)[0]).sample
@@ -189,7 +190,7 @@ def test_resuming_equals_never_stopping(run: Run, accumulation: int) -> None:
     assert half.trainer.global_step == 3
     resumed = run(**settings, trainer__max_steps=6, checkpoint__every_n_steps=3, name="half", ckpt_path="last")
     assert resumed.trainer.global_step == 6
-    files = [f"checkpoints/{name}/states/step-000006.ckpt" for name in ("whole", "half")]
+    files = [f"runs/{name}/states/step-000006.ckpt" for name in ("whole", "half")]
     states = [torch.load(file, weights_only=True) for file in files]
     for key in ("state_dict", "optimizer_states", "lr_schedulers"):
         assert_same(states[0][key], states[1][key])
@@ -319,7 +320,7 @@ def test_nan_stops_before_the_update(run: Run, capsys: pytest.CaptureFixture[str
         run(name="poisoned", checkpoint__every_n_steps=1)
     assert stopped.value.code == 1
     assert "stopped before the update of step 3: the loss is not finite" in capsys.readouterr().err
-    state = torch.load("checkpoints/poisoned/states/step-000002.ckpt", weights_only=True)
+    state = torch.load("runs/poisoned/states/step-000002.ckpt", weights_only=True)
     assert state["global_step"] == 2
     assert all(value.isfinite().all() for value in state["state_dict"].values())
 

@@ -3,10 +3,10 @@
 import ast
 from pathlib import Path
 
-import forked
 import nbformat
 import pytest
 import yaml
+from helpers import forked
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parent.parent
@@ -32,9 +32,7 @@ def small_study() -> dict[str, object]:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run of the example and one of the webtoon study."""
     folder = tmp_path_factory.mktemp("runs")
-    (folder / "checkpoints").mkdir()
-    for shipped in ("toonbase", "toonclip", "pictures"):
-        (folder / "checkpoints" / shipped).symlink_to(ROOT / "checkpoints" / shipped)
+    (folder / "checkpoints").symlink_to(ROOT / "checkpoints")
     (folder / "configs").symlink_to(ROOT / "configs")
     (folder / "webtoon.yaml").write_text(yaml.safe_dump(small_study()))
     flags = [f"--{key}={str(value).lower()}" for key, value in SMALL.items()]

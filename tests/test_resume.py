@@ -5,9 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny
-import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from helpers import tiny
+from helpers.comparison import assert_same, left_behind
 
 SETTINGS = {
     "trainer__max_steps": 6, "trainer__accumulate_grad_batches": 2, "checkpoint__every_n_steps": 3,
@@ -25,39 +24,8 @@ Run = Callable[..., object]
 def stopped(run: Run, at: int, **settings: object) -> None:
     """Ends a run by SIGTERM at a micro-batch."""
     with pytest.raises(SystemExit) as end:
-        run("fit", "--trainer.callbacks+=probes.Stopper", f"--trainer.callbacks.at={at}", **settings)
+        run("fit", "--trainer.callbacks+=helpers.probes.Stopper", f"--trainer.callbacks.at={at}", **settings)
     assert end.value.code == 143
-
-
-def left_behind(name: str) -> dict[str, object]:
-    """Everything a run has written, but for times."""
-    folder = Path("checkpoints", name)
-    state = torch.load(folder / "states/step-000006.ckpt", weights_only=True)
-    log = EventAccumulator(str(folder)).Reload()
-    curves = {tag: [(e.step, e.value) for e in log.Scalars(tag)] for tag in log.Tags()["scalars"]}
-    for timed in ("train/samples_per_second", "val/seconds"):
-        curves.pop(timed)
-    drawn = [*folder.glob("samples/*.png"), *folder.glob("validation/*.png"), folder / "validation.csv"]
-    pictures = {str(path.relative_to(folder)): path.read_bytes() for path in drawn}
-    exported = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("exports/step-000006/unet/*"))}
-    kept = ("state_dict", "optimizer_states", "lr_schedulers", "DreamBoothData", "global_step")
-    images = [e.step for e in log.Images("samples")]
-    return {key: state[key] for key in kept} | {
-        "curves": curves, "pictures": pictures, "exports": exported, "grids in the log": images,
-    }  # fmt: skip
-
-
-def assert_same(a: object, b: object, where: str = "") -> None:
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}/{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y, where)
-    else:
-        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, where
 
 
 CELLS = [*itertools.product((0, 2), ("32", "bf16-mixed"), (ADAM, ADAM_8BIT), (True, False))]

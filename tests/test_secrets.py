@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import tiny
-from test_kill import WORDS
+from helpers import tiny
+from helpers.forked import WORDS
 
 ROOT = Path(__file__).parent.parent
 BY_ENVIRONMENT, BY_LOGIN, BY_CONFIG = (f"hf_canary{place}" for place in ("Environment", "Login", "Config"))

@@ -7,11 +7,11 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from lightning_dreambooth.dataset import Batch
-from lightning_dreambooth.protocol import unet_evaluations
-from lightning_dreambooth.sampling import Request, sample
-from lightning_dreambooth.stable_diffusion import tokenize
-from lightning_dreambooth.verbs import DreamBoothCLI
+from lightning_dreambooth.cli.commands import DreamBoothCLI
+from lightning_dreambooth.data.dataset import Batch
+from lightning_dreambooth.diffusion.sampling import Request, sample
+from lightning_dreambooth.evaluation.prompts import unet_evaluations
+from lightning_dreambooth.models.stable_diffusion import tokenize
 
 TIMED = 3  # after a first one, which also sets things up
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import pytorch_lightning as pl
 import torch
 
-from lightning_dreambooth.model_files import ModelFiles
-from lightning_dreambooth.references import fill_references, path_of
-from lightning_dreambooth.sampling import Request
-from lightning_dreambooth.stable_diffusion import StableDiffusion
+from lightning_dreambooth.data.references import fill_references, path_of
+from lightning_dreambooth.diffusion.sampling import Request
+from lightning_dreambooth.models.model_files import ModelFiles
+from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 
 
 class Brush(NamedTuple):

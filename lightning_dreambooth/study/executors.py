@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
+from lightning_dreambooth.callbacks.signals import SIGNALS
 from lightning_dreambooth.errors import InputError, Stopped, TrainingError
-from lightning_dreambooth.interruption import SIGNALS
-from lightning_dreambooth.study.parts import Part
+from lightning_dreambooth.study.tasks import Part
 
 Report = Callable[[int], None]  # told the place of a part
 ENDS_SECONDS = 60  # what a cancelled part has to save and end

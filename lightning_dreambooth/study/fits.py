@@ -18,17 +18,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lightning_dreambooth.cli import PROG, look_at
-from lightning_dreambooth.dataset import digests, listed
-from lightning_dreambooth.disk import sha256
-from lightning_dreambooth.dreambench import Subject
+from lightning_dreambooth.callbacks.checkpointing import EXPORTS
+from lightning_dreambooth.cli.commands import DreamBoothCLI
+from lightning_dreambooth.cli.main import PROG, look_at
+from lightning_dreambooth.data.dataset import digests, listed
 from lightning_dreambooth.errors import InputError, TrainingError
-from lightning_dreambooth.keep import EXPORTS
-from lightning_dreambooth.report import read_json, write_json
-from lightning_dreambooth.runs import RUNS
-from lightning_dreambooth.states import STATES, newest_first, remove
+from lightning_dreambooth.evaluation.dreambench import Subject
+from lightning_dreambooth.evaluation.tables import read_json, write_json
+from lightning_dreambooth.files import sha256
+from lightning_dreambooth.saving.runs import RUNS
+from lightning_dreambooth.saving.states import STATES, newest_first, remove
 from lightning_dreambooth.study.reading import Variant
-from lightning_dreambooth.verbs import DreamBoothCLI
 
 RECORD = "study.json"  # beside a run: what made it, how long that took, and whether it is done
 SECTIONS = ("model", "data", "fidelity", "trainer")  # of a fit's config: what its weights and figures come from

@@ -9,13 +9,13 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor
 
-from lightning_dreambooth import metrics
-from lightning_dreambooth.concepts import instance_pictures
-from lightning_dreambooth.data import DreamBoothData
-from lightning_dreambooth.encoders import Clip, Dino, Encoder
+from lightning_dreambooth.data.concepts import instance_pictures
+from lightning_dreambooth.data.images import read_picture
+from lightning_dreambooth.datamodule import DreamBoothData
 from lightning_dreambooth.errors import InputError
-from lightning_dreambooth.pictures import read_picture
-from lightning_dreambooth.protocol import concept_of, without
+from lightning_dreambooth.evaluation import metrics
+from lightning_dreambooth.evaluation.encoders import Clip, Dino, Encoder
+from lightning_dreambooth.evaluation.prompts import concept_of, without
 from lightning_dreambooth.study.reading import Figure, Row
 from lightning_dreambooth.study.spec import Finding, Quality
 

@@ -9,15 +9,15 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from lightning_dreambooth.concepts import Picture
-from lightning_dreambooth.dataset import listed
-from lightning_dreambooth.pictures import read_picture
-from lightning_dreambooth.report import write_text
+from lightning_dreambooth.cli.commands import DreamBoothCLI
+from lightning_dreambooth.data.concepts import Picture
+from lightning_dreambooth.data.dataset import listed
+from lightning_dreambooth.data.images import read_picture
+from lightning_dreambooth.evaluation.tables import write_text
 from lightning_dreambooth.study import plots
 from lightning_dreambooth.study.measuring import MEASURES, Interval, interval
 from lightning_dreambooth.study.reading import Figure, Study
 from lightning_dreambooth.study.results import Place, Results, row_intervals
-from lightning_dreambooth.verbs import DreamBoothCLI
 
 SHOWN_PX = 256  # larger pictures are shown so wide, to keep the file small
 FEW = 48  # training pictures shown at most

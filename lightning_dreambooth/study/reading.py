@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from lightning_dreambooth.dreambench import read_subject, subjects_of
+from lightning_dreambooth.data.images import read_text
+from lightning_dreambooth.diffusion.sampling import Request, check_request
 from lightning_dreambooth.errors import InputError
-from lightning_dreambooth.pictures import read_text
-from lightning_dreambooth.sampling import Request, check_request
+from lightning_dreambooth.evaluation.dreambench import read_subject, subjects_of
 from lightning_dreambooth.study.spec import Dreambench, FigureSpec, Finding, Sampling, StudySpec
 
 EXTENDS = "extends"
@@ -182,7 +182,7 @@ def _subjects(dreambench: Dreambench, study: str) -> dict[str, dict[str, Any]]:
             "data.instance_prompt": f"a photo of {dreambench.identifier} {kind}",
             "data.instance_data_dir": str(folder / name),
             "data.class_prompt": f"a photo of {article} {kind}",
-            "data.class_data_dir": f"checkpoints/class_images/{study}/{kind.replace(' ', '_')}",
+            "data.class_data_dir": f"runs/.cache/class_images/{study}/{kind.replace(' ', '_')}",
             "data.identifier": dreambench.identifier,
         }
     return named

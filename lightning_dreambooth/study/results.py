@@ -6,9 +6,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from lightning_dreambooth import metrics
-from lightning_dreambooth.benchmark import COLUMNS, PUBLISHED
-from lightning_dreambooth.report import read_csv, read_json, write_csv
+from lightning_dreambooth.callbacks.paper_benchmark import COLUMNS, PUBLISHED
+from lightning_dreambooth.callbacks.validation import TABLE
+from lightning_dreambooth.cli.commands import DreamBoothCLI
+from lightning_dreambooth.evaluation import metrics
+from lightning_dreambooth.evaluation.tables import read_csv, read_json, write_csv
 from lightning_dreambooth.study.drawing import Brush, pictures_of
 from lightning_dreambooth.study.fits import Fitted, benchmark_folder
 from lightning_dreambooth.study.measuring import (
@@ -23,10 +25,8 @@ from lightning_dreambooth.study.measuring import (
     references_of,
     text_of,
 )
-from lightning_dreambooth.study.parts import subject_of
 from lightning_dreambooth.study.reading import Figure, Study
-from lightning_dreambooth.validation import TABLE
-from lightning_dreambooth.verbs import DreamBoothCLI
+from lightning_dreambooth.study.tasks import subject_of
 
 Place = tuple[int, int]  # of a row in its figure, and the seed of the fit that drew it
 

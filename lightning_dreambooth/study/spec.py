@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lightning_dreambooth.sampling import Sampler
+from lightning_dreambooth.diffusion.sampling import Sampler
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from scipy.stats import t
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from lightning_dreambooth.report import read_csv
+from lightning_dreambooth.evaluation.tables import read_csv
 
-RUNS = Path("checkpoints")
+RUNS = Path("runs")
 EACH = 32  # pictures of a prompt that the classifier sees
 LONG = {  # kinds of runs that are too long: their seeds, and what they are given
     # Without the prior loss the class is lost within a hundred steps: the example's four hundred are much too many.

@@ -1,0 +1,1 @@
+"""What happens while the Trainer runs."""

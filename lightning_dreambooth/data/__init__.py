@@ -1,0 +1,1 @@
+"""From folders of images to batches, and images that are drawn once."""

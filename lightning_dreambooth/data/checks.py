@@ -1,0 +1,109 @@
+"""What is looked at before a model is loaded: whether the input can be trained on, and whether it is meant so."""
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+from transformers import CLIPTokenizer
+
+from lightning_dreambooth.data.concepts import Concept, class_pictures, held_out_pictures, instance_pictures
+from lightning_dreambooth.data.images import near_identical, read_picture
+from lightning_dreambooth.errors import InputError, InputWarning
+from lightning_dreambooth.models.stable_diffusion import cut_off
+
+HANDFUL = 200  # more instance pictures than this are not compared with each other
+
+
+def check_resolution(resolution_px: int, vae_factor: int) -> None:
+    """Raises InputError if pictures of that side cannot be encoded."""
+    if resolution_px % vae_factor:
+        raise InputError(f"data.resolution is {resolution_px}, must be a multiple of the VAE's factor {vae_factor}")
+
+
+def check_concepts(concepts: Sequence[Concept], needs_class: bool, resolution_px: int) -> None:
+    """Looks at each concept and its pictures, and whether they get along with each other.
+
+    Raises:
+        InputError: if they cannot be trained on.
+
+    Warns:
+        InputWarning: if they can, but are hardly meant so.
+    """
+    prompts = {concept.class_data_dir: concept.class_prompt for concept in concepts}
+    for concept in concepts:
+        check_concept(concept, needs_class, resolution_px)
+        if needs_class and prompts[concept.class_data_dir] != concept.class_prompt:
+            raise InputError(f"{concept.class_data_dir} is class_data_dir of two class prompts; give each its own")
+
+
+def check_concept(concept: Concept, needs_class: bool, resolution_px: int) -> None:
+    """Looks at a concept and at each of its instance pictures.
+
+    Raises:
+        InputError: if it cannot be trained on.
+
+    Warns:
+        InputWarning: if it can, but is hardly meant so.
+    """
+    for name, value in {"weight": concept.weight, "num_class_images": concept.num_class_images}.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name} of the concept {concept.instance_prompt!r} is {value}, must be 1 or more")
+    if needs_class and not (concept.class_prompt and concept.class_data_dir):
+        raise InputError(
+            f"concept {concept.instance_prompt!r} has no class_prompt or class_data_dir, which the prior loss needs; "
+            "give both or set model.prior_weight to 0"
+        )
+    if needs_class and Path(str(concept.class_data_dir)).resolve() == Path(concept.instance_data_dir).resolve():
+        raise InputError(f"{concept.class_data_dir} is class_data_dir and instance_data_dir; give each its own folder")
+    if concept.identifier and concept.identifier not in concept.instance_prompt:
+        warn(f"the identifier {concept.identifier!r} does not occur in the prompt {concept.instance_prompt!r}")
+    pictures, skipped = instance_pictures(concept)
+    if not pictures:
+        raise InputError(f"{concept.instance_data_dir} holds no pictures; put 3 to 20 of the subject there")
+    if skipped:
+        warn(f"{concept.instance_data_dir}: skipped {skipped} files that are no pictures")
+    _look_at([picture.path for picture in pictures], resolution_px)
+    if concept.held_out_dir and not held_out_pictures(concept):
+        raise InputError(f"{concept.held_out_dir} is held_out_dir and holds no pictures; put some there")
+    for picture in held_out_pictures(concept) + (class_pictures(concept)[0] if needs_class else []):
+        read_picture(picture.path)
+
+
+def _look_at(paths: list[Path], resolution_px: int) -> None:
+    seen = []
+    for path in paths:
+        picture = read_picture(path)
+        if min(picture.size) < resolution_px:
+            warn(f"{path} is {picture.width} x {picture.height} px, smaller than the resolution {resolution_px}")
+        if len(paths) <= HANDFUL:
+            seen.append(picture.resize((64, 64), Image.Resampling.BOX))
+    for i, j in near_identical(seen):
+        warn(f"{paths[i]} and {paths[j]} are nearly the same picture, which counts double")
+
+
+def check_enough(sets: Sequence[Sequence[object]], wanted: int | None) -> None:
+    """Raises InputError if a concept has fewer instance pictures than are asked for."""
+    if wanted is not None and (fewest := min(map(len, sets))) < wanted:
+        raise InputError(f"data.num_instance_images is {wanted}, there are {fewest}; lower it, or add pictures")
+
+
+def check_lengths(prompts: Iterable[str], tokenizer: CLIPTokenizer) -> None:
+    """Warns of prompts that the model does not see to their end."""
+    for prompt in dict.fromkeys(prompts):
+        if cut := cut_off(tokenizer, prompt):
+            warn(
+                f"the prompt {prompt!r} is longer than the {tokenizer.model_max_length} tokens that the model reads; "
+                f"it does not see {cut!r}"
+            )
+
+
+def check_same(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Warns if pictures or prompts, each given as its name and digest, are not those that a state was trained on."""
+    if changed := sorted({name for name, _ in before.items() ^ now.items()}):
+        warn(f"the state was trained on other {', '.join(changed)}; training goes on with those given now")
+
+
+def warn(message: str) -> None:
+    """Raises a finger: one line for the user, and the run goes on."""
+    warnings.warn(message, InputWarning, stacklevel=1)

@@ -1,0 +1,104 @@
+"""What is learned: concepts from flags or from a `concepts_list.json`, and their pictures with prompts. No torch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from lightning_dreambooth.data.images import list_pictures, read_caption
+from lightning_dreambooth.errors import InputError
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One subject or style, with the keys of the reference's `concepts_list.json`.
+
+    Args:
+        instance_prompt: Prompt of the instance pictures that have no caption file of their own.
+        instance_data_dir: Folder of the instance pictures.
+        class_prompt: Prompt of the class pictures; needed while the prior is on.
+        class_data_dir: Folder of the class pictures, filled when it holds too few; needed while the prior is on.
+        identifier: The rare word that stands for the subject or style.
+        num_class_images: How many class pictures this concept trains on, if other than the rest.
+        weight: How many of every `sum of weights` samples come from this concept.
+        held_out_dir: Folder of further instance pictures, never trained on; their loss tells learning from copying.
+    """
+
+    instance_prompt: str
+    instance_data_dir: str
+    class_prompt: str | None = None
+    class_data_dir: str | None = None
+    identifier: str | None = None
+    num_class_images: int | None = None
+    weight: int = 1
+    held_out_dir: str | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A training picture and the prompt it is trained with."""
+
+    path: Path
+    prompt: str
+
+
+def given_concepts(concepts_list: str | None, flags: Mapping[str, str | None]) -> list[Concept]:
+    """The concepts of a JSON file, or the one that flags name.
+
+    Raises:
+        InputError: if both are given, or nothing.
+    """
+    if concepts_list is not None:
+        if any(flags.values()):
+            raise InputError("data.concepts_list and a concept by flags are both given; give one of them")
+        return read_concepts(concepts_list)
+    if not flags["instance_prompt"] or not flags["instance_data_dir"]:
+        raise InputError("nothing to learn: give data.instance_data_dir and instance_prompt, or data.concepts_list")
+    return [Concept(**flags)]  # type: ignore[arg-type]
+
+
+def read_concepts(path: str) -> list[Concept]:
+    """Reads a `concepts_list.json`: a list of objects with the keys of `Concept`, unknown keys refused by name."""
+    try:
+        entries = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"concepts_list {path} cannot be read as JSON: {error}") from error
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise InputError(f"concepts_list {path} must be a list of one or more objects, one for each concept")
+    return [_concept(entry, f"{path}, concept {number}") for number, entry in enumerate(entries, start=1)]
+
+
+def _concept(entry: dict[str, object], where: str) -> Concept:
+    known = {field.name: field.type for field in fields(Concept)}
+    if unknown := sorted(set(entry) - set(known)):
+        raise InputError(f"{where}: unknown key {', '.join(map(repr, unknown))}; known are {', '.join(known)}")
+    if missing := [key for key in ("instance_prompt", "instance_data_dir") if key not in entry]:
+        raise InputError(f"{where}: {' and '.join(missing)} missing")
+    for key, value in entry.items():
+        if isinstance(value, bool) or not isinstance(value, known[key]):  # type: ignore[arg-type]
+            raise InputError(f"{where}: {key} is {value!r}, which is no {getattr(known[key], '__name__', known[key])}")
+    return Concept(**entry)  # type: ignore[arg-type]
+
+
+def instance_pictures(concept: Concept) -> tuple[list[Picture], int]:
+    """The instance pictures with their prompts, and the number of files that are no pictures."""
+    return _pictures(concept.instance_data_dir, concept.instance_prompt)
+
+
+def class_pictures(concept: Concept) -> tuple[list[Picture], int]:
+    """The class pictures with their prompts, none before the first run, and the number of other files."""
+    if not Path(str(concept.class_data_dir)).is_dir():
+        return [], 0
+    return _pictures(str(concept.class_data_dir), str(concept.class_prompt))
+
+
+def held_out_pictures(concept: Concept) -> list[Picture]:
+    """The instance pictures that are kept back, none if there is no folder of them."""
+    return _pictures(concept.held_out_dir, concept.instance_prompt)[0] if concept.held_out_dir else []
+
+
+def _pictures(folder: str, prompt: str) -> tuple[list[Picture], int]:
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder} is not a folder; name one that holds pictures")
+    paths, skipped = list_pictures(Path(folder))
+    return [Picture(path, read_caption(path, prompt)) for path in paths], skipped

@@ -1,0 +1,115 @@
+"""What is encoded once: prompts, and pictures by content: another picture, crop, resolution or VAE is another entry."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
+from tqdm import tqdm
+
+from lightning_dreambooth.data.images import View, crop, read_picture, square_box
+from lightning_dreambooth.distributed import alone, anyone, merged, rank, share, wait
+from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.files import replaced, sha256
+from lightning_dreambooth.models.stable_diffusion import StableDiffusion
+
+Encode = Callable[[UInt8[Tensor, "rows 3 height width"]], Float[Tensor, "rows twice_c h w"]]
+
+
+def read_bytes(path: Path, view: View, resolution_px: int) -> UInt8[Tensor, "3 height width"]:
+    """A picture file, seen through a view => bytes in 0 ... 255."""
+    return pil_to_tensor(crop(read_picture(path), resolution_px, view))
+
+
+def is_readable(file: Path) -> bool:
+    """Whether a file is there and as long as its header says."""
+    try:
+        with safe_open(file, framework="pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
+
+
+@torch.no_grad()
+def embeddings(
+    model: StableDiffusion, ids: Int[Tensor, "prompts tokens"], batch_size: int
+) -> Float[Tensor, "prompts tokens width"]:
+    """Token ids => what the text encoder makes of them, on the CPU."""
+    return torch.cat([model.embed(part.to(model.device)).float().cpu() for part in ids.split(batch_size)])
+
+
+class LatentCache:
+    """The VAE's posterior (mean and standard deviation, not one sample) of pictures seen through views.
+
+    Args:
+        encoder: Names the VAE's weights and the precision they encode in.
+        resolution_px: Side of the encoded squares.
+        folder: Where entries lie on disk, one file each; None keeps them in memory.
+    """
+
+    def __init__(self, encoder: str, resolution_px: int, folder: Path | None = None) -> None:
+        self.encoder = encoder
+        self.resolution_px = resolution_px
+        self.folder = folder
+        self.memory: dict[str, Tensor] = {}
+        self.contents: dict[Path, tuple[str, int, int]] = {}
+
+    def key(self, path: Path, view: View) -> str:
+        """Names an entry by all that decides it; views that cut the same square are one entry."""
+        if path not in self.contents:
+            self.contents[path] = (sha256(path), *read_picture(path).size)
+        content, width, height = self.contents[path]
+        box = square_box(width, height, view)
+        about = f"{content} {box} {view.flip} {self.resolution_px} {self.encoder}"
+        return hashlib.sha256(about.encode()).hexdigest()[:32]
+
+    def get(self, path: Path, view: View) -> Float[Tensor, "twice_c h w"]:
+        """The posterior of one picture; it must have been filled in before."""
+        key = self.key(path, view)
+        return self.memory[key] if self.folder is None else load_file(self._file(key))["moments"]
+
+    def fill(self, wanted: Iterable[tuple[Path, View]], encode: Encode, batch_size: int) -> None:
+        """Encodes what is not there yet, shared out among all processes."""
+        by_key = {self.key(path, view): (path, view) for path, view in wanted}
+        if self.folder is None:
+            self._encode(by_key, encode, batch_size)
+            self.memory = merged(self.memory)
+            return
+        if anyone(bool(self._missing(by_key))):
+            with alone(self.folder):
+                self._encode(by_key, encode, batch_size)
+        if absent := self._missing(by_key):
+            raise InputError(f"{self._file(absent[0])} is written, but not here; name a cache_dir that all nodes share")
+
+    def _encode(self, by_key: Mapping[str, tuple[Path, View]], encode: Encode, batch_size: int) -> None:
+        missing = self._missing(by_key)
+        wait()
+        mine = [(key, by_key[key]) for key in share(missing)]
+        silent = rank() > 0 or not mine
+        with tqdm(total=len(mine), desc="encoding pictures", unit="picture", disable=silent) as progress:
+            for start in range(0, len(mine), batch_size):
+                batch = mine[start : start + batch_size]
+                pictures = torch.stack([read_bytes(path, view, self.resolution_px) for _, (path, view) in batch])
+                for (key, _), moments in zip(batch, encode(pictures).cpu(), strict=True):
+                    self._put(key, moments.clone(memory_format=torch.contiguous_format))
+                progress.update(len(batch))
+
+    def _file(self, key: str) -> Path:
+        return Path(str(self.folder), f"{key}.safetensors")
+
+    def _missing(self, keys: Iterable[str]) -> list[str]:
+        if self.folder is None:
+            return [key for key in keys if key not in self.memory]
+        return [key for key in keys if not is_readable(self._file(key))]
+
+    def _put(self, key: str, moments: Tensor) -> None:
+        if self.folder is None:
+            self.memory[key] = moments
+            return
+        with replaced(self._file(key)) as beside:
+            save_file({"moments": moments}, beside)

@@ -1,0 +1,1 @@
+"""The objective and the sampling loop, as functions of tensors."""

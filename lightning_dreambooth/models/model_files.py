@@ -1,0 +1,167 @@
+"""Where a model's files lie, whether they are all there, and what their configs say, before any weight is loaded."""
+
+import hashlib
+import json
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+
+from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.files import sha256
+
+WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+
+
+def weights_file(part: str, variant: str | None) -> str:
+    """Name of a part's weights, such as `diffusion_pytorch_model.fp16.safetensors`."""
+    return ".".join(filter(None, [WEIGHTS[part], variant, "safetensors"]))
+
+
+def locate(pretrained: str, revision: str | None = None, variant: str | None = None) -> Path:
+    """A hub id or folder => the local folder with all five parts; downloads safetensors and plain text only.
+
+    Raises:
+        InputError: if it is neither, or a part is missing.
+    """
+    folder = Path(pretrained)
+    if not folder.is_dir():
+        weights = [f"{part}/{weights_file(part, variant)}" for part in WEIGHTS]
+        folder = _download(pretrained, revision, ["model_index.json", "*/*.json", "*/merges.txt", *weights])
+    wanted = ["tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json"]
+    wanted += [f"{part}/{name}" for part in WEIGHTS for name in ("config.json", weights_file(part, variant))]
+    _complete(folder, wanted, pretrained)
+    kind = read_config(folder / wanted[1]).get("prediction_type", "epsilon")
+    if kind not in PREDICTION_TYPES:
+        raise InputError(f"{pretrained} predicts {kind!r}; can be trained: {', '.join(PREDICTION_TYPES)}")
+    return folder
+
+
+def locate_vae(vae: str) -> Path:
+    """A hub id or folder of a VAE, or the folder of a whole model => the folder with the VAE's config and weights."""
+    folder = Path(vae)
+    if not folder.is_dir():
+        folder = _download(vae, None, ["config.json", weights_file("vae", None)])
+    if (folder / "vae").is_dir():
+        folder = folder / "vae"
+    return _complete(folder, ["config.json", weights_file("vae", None)], vae)
+
+
+def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{name} is neither a folder here nor a model that the hub gives: {reason}") from error
+
+
+def _complete(folder: Path, wanted: list[str], name: str) -> Path:
+    missing = [file for file in wanted if not (folder / file).is_file()]
+    if missing:
+        raise InputError(f"{name} lacks {', '.join(missing)}; a diffusers folder with safetensors weights is needed")
+    for file in wanted:
+        if file.endswith(".json"):
+            read_config(folder / file)
+        else:
+            _check_weights(folder / file)
+    return folder
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """A part's config.
+
+    Raises:
+        InputError: if it is none.
+    """
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{file} is no JSON object ({error}); get the model again") from error
+
+
+def _check_weights(file: Path) -> None:
+    try:
+        with safe_open(file, framework="pt"):  # reads the header and compares it with the file's length
+            pass
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} cannot be read as safetensors ({error}); get the model again") from error
+
+
+def _count(file: Path) -> int:
+    with safe_open(file, framework="pt") as weights:
+        return sum(prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+
+
+class ModelFiles:
+    """Where the files of a model lie, found or downloaded when first asked for.
+
+    Args:
+        pretrained: Hub id or folder of the model, in diffusers' layout.
+        vae: Hub id or folder of a VAE that replaces the model's.
+        revision: Git revision of a hub model.
+        variant: Weight variant such as fp16.
+    """
+
+    def __init__(self, pretrained: str, vae: str | None, revision: str | None, variant: str | None) -> None:
+        self.pretrained = pretrained
+        self.vae = vae
+        self.revision = revision
+        self.variant = variant
+
+    @cached_property
+    def folder(self) -> Path:
+        """Local folder of the model."""
+        return locate(self.pretrained, self.revision, self.variant)
+
+    @cached_property
+    def vae_folder(self) -> Path:
+        """Local folder of the VAE that encodes and decodes."""
+        return self.folder / "vae" if self.vae is None else locate_vae(self.vae)
+
+    @property
+    def _vae_file(self) -> Path:
+        return self.vae_folder / weights_file("vae", self.variant if self.vae is None else None)
+
+    @cached_property
+    def vae_factor(self) -> int:
+        """How many pixels of a side one latent stands for."""
+        return int(2 ** (len(self._value("vae", "block_out_channels", list)) - 1))
+
+    @cached_property
+    def native_resolution_px(self) -> int:
+        """Side of the pictures that the model was made for."""
+        return int(self._value("unet", "sample_size", int)) * self.vae_factor
+
+    def _value(self, part: str, key: str, kind: type) -> Any:
+        file = (self.vae_folder if part == "vae" else self.folder / part) / "config.json"
+        value = read_config(file).get(key)
+        if not isinstance(value, kind) or not value:
+            raise InputError(f"{file}: {key} is {value!r}, must be of type {kind.__name__}; get the model again")
+        return value
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the original weights, which draw the class images and which a state goes on from."""
+        parts = [self.folder / part / weights_file(part, self.variant) for part in ("unet", "text_encoder")]
+        return fingerprint(*parts, self._vae_file)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the weights are."""
+        parts = [self.folder / part / weights_file(part, self.variant) for part in ("unet", "text_encoder")]
+        return sum(map(_count, [*parts, self._vae_file]))
+
+    @property
+    def vae_fingerprint(self) -> str:
+        """Names the VAE with its scaling factor."""
+        return fingerprint(self._vae_file, self.vae_folder / "config.json")
+
+
+def fingerprint(*files: Path) -> str:
+    """SHA-256 of weight files, 16 hex digits: the same weights give the same word wherever they lie."""
+    return hashlib.sha256(b"".join(bytes.fromhex(sha256(file)) for file in files)).hexdigest()[:16]

@@ -1,0 +1,55 @@
+"""How a state is written and read: whole or not at all, and nothing in it is run."""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.files import replaced
+
+
+def is_whole(path: Path) -> bool:
+    """Whether every byte of a state is as it was written, by the checksums in it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+            return stored and archive.testzip() is None  # what is compressed is no state, and might unpack to any size
+    except Exception:  # damage may look like anything
+        return False
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's format, written so that a kill at any moment leaves the previous state whole."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Writes a state of tensors and plain values.
+
+        Raises:
+            TrainingError: if the disk refuses.
+        """
+        with replaced(Path(path)) as beside, beside.open("wb") as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # torch's archive hides what the disk has said
+                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Reads a state; nothing but tensors and plain values is unpickled.
+
+        Raises:
+            InputError: if it is something else.
+        """
+        try:
+            state = torch.load(path, map_location=map_location or "cpu", weights_only=True, mmap=True)
+        except Exception as error:  # what a broken or hostile file ends in is not for us to foresee
+            reason = str(error).strip().splitlines() or [repr(error)]
+            raise InputError(
+                f"{path} cannot be loaded as a state of tensors and plain values ({reason[0]}); give a state that "
+                "`fit` has written"
+            ) from error
+        if not isinstance(state, dict):
+            raise InputError(f"{path} holds a {type(state).__name__}, which is no state that `fit` has written")
+        return state

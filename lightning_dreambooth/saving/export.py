@@ -1,0 +1,64 @@
+"""A trained model as a diffusers folder with a card that says what it was trained on and what it is worth."""
+
+from pathlib import Path
+
+import torch
+
+from lightning_dreambooth.datamodule import DreamBoothData
+from lightning_dreambooth.evaluation.tables import Row, write_json
+from lightning_dreambooth.files import replaced
+from lightning_dreambooth.module import DreamBooth
+
+FIGURES = "validation.json"
+
+
+def export(module: DreamBooth, data: DreamBoothData, folder: Path, dtype: torch.dtype, figures: Row) -> None:
+    """Writes the (averaged) weights of a run as a Stable Diffusion pipeline folder, all or nothing.
+
+    `figures` are what was measured at this step; none if nothing was.
+    """
+    with replaced(folder) as beside, module.averaged():
+        module.model.save(beside, dtype)
+        (beside / "README.md").write_text(model_card(module, data, folder, figures), encoding="utf-8")
+        if figures:
+            write_json(beside / FIGURES, figures)
+
+
+def model_card(module: DreamBooth, data: DreamBoothData, folder: Path, figures: Row) -> str:
+    """Markdown with the front matter that model hubs read."""
+    concepts = "\n".join(
+        f"- `{concept.instance_prompt}`: {len(pictures.instances)} instance pictures"
+        + (f", with {len(pictures.classes)} class pictures of `{concept.class_prompt}`" if pictures.classes else "")
+        for concept, pictures in zip(data.concepts, data.dataset.concepts, strict=True)
+    )
+    trained = " and ".join(name.replace("_", " ").replace("unet", "UNet") for name in module.trained)
+    prompt = data.concepts[0].instance_prompt
+    measured = "".join(f"| {name} | {value:.3f} |\n" for name, value in figures.items() if name != "step")
+    return f"""---
+base_model: {module.pretrained}
+library_name: diffusers
+pipeline_tag: text-to-image
+tags: [stable-diffusion, dreambooth, lightning-dreambooth]
+---
+# {folder.parent.parent.name}, step {module.global_step}
+
+{module.pretrained} fine-tuned with DreamBooth (arXiv:2208.12242), {trained} trained:
+
+{concepts}
+
+| | |
+|---|---|
+| optimizer steps | {module.global_step} |
+| samples per step | {data.batch_size * module.trainer.accumulate_grad_batches * module.trainer.world_size} |
+| resolution | {data.resolution_px} px |
+| prior weight | {module.prior_weight} |
+| VAE | {module.vae or "the base model's"} |
+| moving average | {module.ema_decay or "none"} |
+| seed | {module.seed} |
+{measured}
+```python
+from diffusers import StableDiffusionPipeline
+pipeline = StableDiffusionPipeline.from_pretrained("{folder}")
+pipeline("{prompt}", height={data.resolution_px}, width={data.resolution_px}).images[0]
+```
+"""

@@ -1,0 +1,95 @@
+"""The states of a run: where they lie, which of them is gone on from, which stay."""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.saving.checkpoint_io import AtomicCheckpointIO, is_whole
+from lightning_dreambooth.saving.runs import RUNS
+
+STATES = "states"
+HOOKS = ("_instantiator", "_class_path")  # by which Lightning lets a state name code that is run (CVE-2026-58659)
+PARTS = {
+    "global_step": int, "state_dict": dict, "optimizer_states": list, "lr_schedulers": list, "loops": dict,
+    "DreamBoothData": dict,
+}  # fmt: skip
+
+
+def state_path(run: Path, step: int) -> Path:
+    """Where a run's state of an optimizer step lies."""
+    return run / STATES / f"step-{step:06d}.ckpt"
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """States or exports, by when they were written: who goes back to an early one goes on from there."""
+    return sorted(folder.glob("step-*"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+
+
+def remove(paths: list[Path]) -> None:
+    """Removes states or exports."""
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def find_state(ckpt_path: str | None, name: str | None, default: str) -> Path | None:
+    """`--ckpt_path` => the state it means; `last` is the newest whole one, None if none was saved yet.
+
+    It is that of the run of the given name, or of all runs that took the default name, `-2` and so on included.
+
+    Raises:
+        InputError: if there is no such file, or none is whole.
+    """
+    if ckpt_path is None:
+        return None
+    if ckpt_path != "last":
+        if not Path(ckpt_path).is_file():
+            raise InputError(f"ckpt_path {ckpt_path} is not a file here; give a state that `fit` wrote, or 'last'")
+        if not is_whole(Path(ckpt_path)):
+            raise InputError(f"{ckpt_path} is damaged or no state; give another one that `fit` has written")
+        return Path(ckpt_path)
+    defaulted = re.compile(rf"{re.escape(default)}(-\d+)?")
+    runs = [RUNS / name] if name else [run for run in RUNS.glob("*") if defaulted.fullmatch(run.name)]
+    states = [state for run in runs for state in newest_first(run / STATES)]
+    states.sort(key=lambda state: state.stat().st_mtime_ns, reverse=True)
+    for state in states:
+        if is_whole(state):
+            return state
+        print(f"skipped {state}: it is damaged", file=sys.stderr)
+    if states:
+        raise InputError(f"no state of {RUNS / (name or default)} is whole; begin anew under another name")
+    return None
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Reads a state without the content of its tensors, and refuses what is none.
+
+    Raises:
+        InputError: if it holds more than tensors and plain values, or names code to run.
+    """
+    state = AtomicCheckpointIO().load_checkpoint(path)
+    for name, kind in PARTS.items():
+        if not isinstance(state.get(name), kind):
+            raise InputError(f"{path} has no {name}; give a state that `fit` has written")
+    for name in ("step", "samples"):
+        if not isinstance(state["DreamBoothData"].get(name), int):
+            raise InputError(f"{path} does not say how far its data was seen; give a state that `fit` has written")
+    for key, value in state.items():
+        for hook in HOOKS:
+            if isinstance(value, dict) and hook in value:
+                raise InputError(f"{path} names code to run in its {key} ({hook}: {value[hook]}); it is not loaded")
+    return state
+
+
+def check_base(path: Path, trained_from: str, base_model: str) -> None:
+    """Raises InputError if a state was trained from other weights than those of the given fingerprint."""
+    if trained_from != base_model:
+        raise InputError(
+            f"{path} was trained from the base model {trained_from}, this run starts from {base_model}; "
+            "resume with the model settings it was saved with"
+        )

@@ -1,0 +1,93 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import tiny
+from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
+
+from lightning_dreambooth.data.class_images import MANIFEST, Recipe
+from lightning_dreambooth.data.concepts import Concept
+from lightning_dreambooth.datamodule import class_images
+from lightning_dreambooth.diffusion.sampling import Request, sample
+from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.models.stable_diffusion import StableDiffusion
+
+CONCEPT = Concept("a photo of sks girl", "girl", "a photo of a girl", "class")
+RECIPE = Recipe("a photo of a girl", "ugly", 2, 5.0, "ddim", 32, "fingerprint")
+
+
+def fill(model: StableDiffusion, wanted: int, recipe: Recipe = RECIPE, seed: int = 0) -> int:
+    before = contents()
+    class_images.fill(CONCEPT, wanted, recipe, seed, lambda: model, batch_size=2)
+    return len(contents()) - len(before)
+
+
+def contents() -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path("class").glob("*.png")}
+
+
+def test_class_images_are_drawn_once(here: Path, model: StableDiffusion) -> None:
+    assert fill(model, 3) == 3
+    before = contents()
+    assert fill(model, 3) == 0
+    assert contents() == before
+
+
+def test_class_images_are_topped_up_with_those_a_larger_set_would_have(here: Path, model: StableDiffusion) -> None:
+    fill(model, 3)
+    few = contents()
+    assert fill(model, 5) == 2
+    assert few.items() <= contents().items()
+    for path in Path("class").glob("*.png"):
+        path.unlink()
+    topped = json.loads(Path("class", MANIFEST).read_text())["seeds"]
+    fill(model, 5)
+    assert json.loads(Path("class", MANIFEST).read_text())["seeds"] == topped
+    assert len(set(topped.values())) == 5
+
+
+def test_a_class_image_is_what_its_manifest_says(here: Path, model: StableDiffusion) -> None:
+    fill(model, 2)
+    manifest = json.loads(Path("class", MANIFEST).read_text())
+    assert Recipe(**manifest["recipe"]) == RECIPE
+    request = Request("a photo of a girl", manifest["seeds"]["00001.png"], "ugly", 2, 5.0, "ddim")
+    expected = (sample(model, [request], 32)[0] * 255).to(torch.int16)
+    drawn = pil_to_tensor(Image.open("class/00001.png")).to(torch.int16)
+    assert (drawn - expected).abs().max() <= 1
+    assert Image.open("class/00001.png").text["prompt"] == "a photo of a girl"
+
+
+@pytest.mark.parametrize(
+    "change", [{"prompt": "a boy"}, {"model": "another"}, {"steps": 3}, {"resolution_px": 64}, {"negative_prompt": ""}]
+)
+def test_class_images_of_another_recipe_are_never_reused_silently(
+    here: Path, model: StableDiffusion, change: dict[str, object]
+) -> None:
+    fill(model, 2)
+    before = contents()
+    ((key, value),) = change.items()
+    with pytest.raises(InputError, match=f"class holds class images made with {key} .*, this run wants {value!r}"):
+        fill(model, 4, RECIPE._replace(**change))
+    assert contents() == before
+
+
+def test_a_manifest_that_is_none_is_refused(here: Path, model: StableDiffusion) -> None:
+    fill(model, 1)
+    Path("class", MANIFEST).write_text('{"seeds": {}}')
+    with pytest.raises(InputError, match="is no manifest of class images"):
+        fill(model, 2)
+
+
+def test_the_users_own_class_pictures_count(here: Path, model: StableDiffusion) -> None:
+    tiny.pictures(Path("class"), 2)
+    own = contents()
+    assert fill(model, 3) == 1
+    assert own.items() <= contents().items()
+    assert len(contents()) == 3
+
+
+def test_enough_class_pictures_need_no_model(here: Path) -> None:
+    tiny.pictures(Path("class"), 3)
+    class_images.fill(CONCEPT, 3, RECIPE, 0, lambda: pytest.fail("the model was loaded"), 2)

@@ -1,0 +1,71 @@
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lightning_dreambooth.data.images import View
+from lightning_dreambooth.data.latents import LatentCache, read_bytes
+from lightning_dreambooth.models.stable_diffusion import StableDiffusion
+
+VIEWS = [View(), View(flip=True)]
+
+
+def wanted() -> list[tuple[Path, View]]:
+    return [(path, view) for path in sorted(Path("girl").glob("*.png")) for view in VIEWS]
+
+
+class Counted:
+    """The model's encoder, counting what it encodes."""
+
+    def __init__(self, model: StableDiffusion) -> None:
+        self.model = model
+        self.count = 0
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        self.count += len(pictures)
+        return self.model.encode(pictures)
+
+
+def test_cached_moments_are_those_of_encoding_now(here: Path, model: StableDiffusion) -> None:
+    cache = LatentCache("vae", 32)
+    cache.fill(wanted(), model.encode, batch_size=4)
+    for path, view in wanted():
+        now = model.encode(read_bytes(path, view, 32)[None])[0]
+        torch.testing.assert_close(cache.get(path, view), now, atol=1e-5, rtol=1e-4)
+
+
+def test_memory_and_disk_give_the_same(here: Path, model: StableDiffusion) -> None:
+    memory, disk = LatentCache("vae", 32), LatentCache("vae", 32, here / "cache")
+    for cache in (memory, disk):
+        cache.fill(wanted(), model.encode, batch_size=4)
+    assert all(torch.equal(memory.get(*item), disk.get(*item)) for item in wanted())
+
+
+def test_only_what_changed_is_encoded_again(here: Path, model: StableDiffusion) -> None:
+    encode = Counted(model)
+    LatentCache("vae", 32, here / "cache").fill(wanted(), encode, batch_size=4)
+    assert encode.count == 10
+    Image.new("RGB", (40, 40), "green").save("girl/00.png")
+    LatentCache("vae", 32, here / "cache").fill(wanted(), encode, batch_size=4)
+    assert encode.count == 12
+    LatentCache("another vae", 32, here / "cache").fill(wanted(), encode, batch_size=4)
+    assert encode.count == 22
+    LatentCache("vae", 16, here / "cache").fill(wanted(), encode, batch_size=4)
+    assert encode.count == 32
+
+
+def test_views_that_cut_the_same_square_are_encoded_once(here: Path, model: StableDiffusion) -> None:
+    encode = Counted(model)
+    cache = LatentCache("vae", 32)
+    views = [View(x=0.0), View(x=0.5), View(x=1.0)]
+    cache.fill([(Path(name), view) for name in ("girl/00.png", "girl/04.png") for view in views], encode, batch_size=4)
+    assert encode.count == 1 + 3  # the first picture is square, the other four pixels wider than high
+
+
+def test_cached_moments_can_be_trained_on(here: Path, model: StableDiffusion) -> None:
+    cache = LatentCache("vae", 32)
+    cache.fill(wanted(), model.encode, batch_size=4)
+    weight = torch.ones(1, requires_grad=True)
+    (cache.get(*wanted()[0]) * weight).sum().backward()
+    assert weight.grad is not None

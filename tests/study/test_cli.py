@@ -1,0 +1,343 @@
+"""Studies from end to end, on a model of a million random parameters."""
+
+import csv
+import os
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from helpers import forked, tiny
+from helpers.datasets import made_up_dataset
+
+from lightning_dreambooth.data.images import read_picture
+from lightning_dreambooth.evaluation.encoders import Clip
+from lightning_dreambooth.evaluation.metrics import cosines
+from lightning_dreambooth.files import sha256
+
+pytestmark = pytest.mark.slow
+
+FIT = {
+    "model": {"pretrained": "tiny", "prior_weight": 1.0},
+    "data": {
+        "instance_data_dir": "girl", "instance_prompt": "a photo of sks girl", "class_data_dir": "class",
+        "class_prompt": "a photo of a girl", "identifier": "sks", "num_class_images": 3, "class_steps": 2,
+        "batch_size": 2,
+    },
+    "samples": {"steps": 1, "num_images": 1},
+    "fidelity": {"clip_model": "clip", "steps": 2, "every_n_steps": 2},
+    "trainer": {"max_steps": 4, "accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1},
+}  # fmt: skip
+STUDY = {
+    "config": "fit.yaml",
+    "variants": {"with": {}, "without": {"model.prior_weight": 0.0}},
+    "seeds": [1, 2],
+    "sampling": {"num_images": 2, "seed": 5, "steps": 2, "guidance_scale": 2.0, "batch_size": 3},
+    "quality": {"good": "a photo", "bad": "ugly"},
+    "figures": {
+        "training": {"training_pictures": True, "variants": ["with"]},
+        "subject": {"prompt": "a photo of sks girl", "note": "look at <this>"},
+        "settings": {"prompt": "a photo of a boy in the style of sks", "steps": [1, 3], "variants": ["with"]},
+    },
+    "findings": [
+        {"claim": "it learns", "figure": "subject", "measure": "clip_i", "more": {"variant": "without"},
+         "less": {"variant": "with"}},
+        {"claim": "steps help", "figure": "settings", "measure": "quality", "more": {"steps": 3}, "less": {"steps": 1}},
+    ],
+}  # fmt: skip
+
+
+def room(folder: Path) -> Path:
+    """A folder with a model, an encoder, pictures and a study."""
+    tiny.stable_diffusion(folder / "tiny")
+    tiny.clip(folder / "clip")
+    tiny.subject(folder / "girl", 4)
+    (folder / "fit.yaml").write_text(yaml.safe_dump(FIT))
+    (folder / "mine.yaml").write_text(yaml.safe_dump(STUDY))
+    return folder
+
+
+def study(folder: Path, *words: str) -> str:
+    """Runs the study to its end; returns what it and its fits have printed."""
+    run = forked.start(folder, ["study", *(words or ["mine.yaml"])])
+    assert run.wait(patience_seconds=600) == 0, run.said()
+    return run.said()
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open() as opened:
+        return list(csv.DictReader(opened))
+
+
+def tables(folder: Path) -> dict[str, list[dict[str, str]]]:
+    """All tables, without the digests in the names of runs, and with what is drawn by content."""
+    found = {}
+    for file in sorted((folder / "runs/mine/tables").glob("*.csv")):
+        found[file.stem] = [
+            {key: sha256(folder / value) if key == "file" else value for key, value in row.items()}
+            for row in rows(file)
+        ]
+    return found
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study that ran without a stop."""
+    folder = room(tmp_path_factory.mktemp("study"))
+    (folder / "said").write_text(study(folder))
+    return folder
+
+
+def test_the_last_line_says_where_everything_lies(done: Path) -> None:
+    said = (done / "said").read_text().splitlines()
+    pattern = r"mine: 4 fits, 3 figures, 16 pictures measured in \d+ min; report in (\S+), tables in (\S+)"
+    report, tables = re.fullmatch(pattern, said[-1]).groups()
+    assert (done / report).is_file()
+    assert {file.stem for file in (done / tables).iterdir()} == {"pictures", "figures", "fits", "findings"}
+    assert sum("steps help" in line for line in said) == 1
+
+
+def test_the_report_needs_no_other_file_and_shows_every_picture(done: Path) -> None:
+    page = (done / "runs/mine/report.html").read_text()
+    assert [each for each in re.findall(r'(?:src|href)="([^"]*)"', page) if not each.startswith(("data:", "#"))] == []
+    assert page.count('src="data:image/webp') == 4 + 2 * 4 + 2 * 4  # training pictures, both figures
+    assert "look at &lt;this&gt;" in page
+    assert "steps help" in page
+    assert "<svg" not in page
+    assert page.count("data:image/svg+xml") >= 2 * 3  # curves of the settings, and of training
+
+
+def test_rows_of_pictures_hold_what_an_encoder_says_of_them(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(done)
+    clip = Clip("clip")
+    own = clip.pictures([read_picture(path) for path in sorted(Path("girl").glob("*.png"))])
+    found = rows(Path("runs/mine/tables/pictures.csv"))
+    assert len(found) == 16
+    for row in found:
+        drawn = clip.pictures([read_picture(Path(row["file"]))])
+        texts = clip.texts([row["text"], "a photo", "ugly"])
+        assert float(row["clip_i"]) == pytest.approx(cosines(drawn, own).mean().item(), abs=1e-3)
+        said = cosines(drawn, texts)[0]
+        assert float(row["clip_t"]) == pytest.approx(said[0].item(), abs=1e-3)
+        better = torch.softmax(clip.logit_scale * said[1:], 0)[0].item()
+        assert float(row["quality"]) == pytest.approx(better, abs=2e-2)
+    assert {row["text"] for row in found} == {"a photo of girl", "a photo of a boy"}
+
+
+def test_columns_of_a_figure_share_their_noise(done: Path) -> None:
+    found = rows(done / "runs/mine/tables/pictures.csv")
+    by_row: dict[tuple[str, ...], list[str]] = {}
+    for row in found:
+        by_row.setdefault((row["figure"], row["variant"], row["steps"], row["fit_seed"]), []).append(row["seed"])
+    assert set(map(tuple, by_row.values())) == {("5", "6")}
+
+
+def test_figures_are_the_means_over_fits(done: Path) -> None:
+    pictures = rows(done / "runs/mine/tables/pictures.csv")
+    for row in rows(done / "runs/mine/tables/figures.csv"):
+        mine = [each for each in pictures if all(each[key] == row[key] for key in ("figure", "variant", "steps"))]
+        assert float(row["clip_i"]) == pytest.approx(sum(float(each["clip_i"]) for each in mine) / len(mine))
+        assert float(row["clip_i_low"]) <= float(row["clip_i"]) <= float(row["clip_i_high"])
+
+
+def test_a_finished_study_is_not_run_again(done: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (done / "runs/mine").rglob("*.safetensors")}
+    before |= {path: path.stat().st_mtime_ns for path in (done / "runs/mine").rglob("*.png")}
+    first = tables(done)
+    said = study(done)
+    assert "mine: 4 fits, 9 parts, of which 9 are done" in said
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert tables(done) == first
+
+
+def test_a_dry_run_tells_what_is_left_and_does_nothing(done: Path, tmp_path: Path) -> None:
+    assert "about 0 min in all" in study(done, "mine.yaml", "--dry_run")
+    folder = room(tmp_path)
+    said = study(folder, "mine.yaml", "--dry_run")
+    assert "mine: 4 fits, 9 parts, of which 0 are done" in said
+    assert "fit without, seed 2: 4 steps" in said
+    assert not (folder / "runs").exists()
+    assert not (folder / "class").exists()
+
+
+def test_what_was_changed_is_run_again_and_nothing_else(done: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(done, tmp_path / "copy", symlinks=True)
+    changed = STUDY | {"variants": {"with": {}, "without": {"model.prior_weight": 0.0, "data.flip": True}}}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(changed | {"seeds": [1]}))
+    assert "mine: 2 fits, 5 parts, of which 3 are done" in study(folder)
+    (folder / "girl/00.png").unlink()  # what is learned is part of what a fit is
+    said = study(folder)
+    assert "mine: 2 fits, 5 parts, of which 1 are done" in said
+
+
+def test_a_killed_study_goes_on_and_ends_as_if_it_had_not_been(done: Path, tmp_path: Path) -> None:
+    folder = room(tmp_path)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        run = forked.start(folder, ["study", "mine.yaml"])
+        fits = len(list((folder / "runs").glob("mine/*/study.json")))
+        while len(list((folder / "runs").glob("mine/*/exports/*"))) <= fits:
+            time.sleep(0.05)
+            assert run.process.is_alive(), run.said()
+        os.kill(run.process.pid, number)
+        code = run.wait()
+        assert code in (128 + number, -number), run.said()
+    study(folder)
+    assert tables(folder) == tables(done)
+
+
+def test_a_grid_becomes_curves(tmp_path: Path) -> None:
+    folder = room(tmp_path)
+    content = {
+        "config": "fit.yaml", "grid": {"data.num_instance_images": [2, 4]}, "overrides": {"trainer.max_steps": 1},
+        "sampling": STUDY["sampling"], "figures": {"subject": {"prompt": "a photo of sks girl"}},
+    }  # fmt: skip
+    (folder / "mine.yaml").write_text(yaml.safe_dump(content))
+    study(folder)
+    found = rows(folder / "runs/mine/tables/figures.csv")
+    assert [row["num_instance_images"] for row in found] == ["2", "4"]
+    assert [row["variant"] for row in found] == ["num_instance_images=2", "num_instance_images=4"]
+    assert (folder / "runs/mine/report.html").read_text().count('<img src="data:image/svg+xml') >= 3
+
+
+def test_every_subject_of_a_dataset_is_fitted_tested_and_merged(tmp_path: Path) -> None:
+    folder = room(tmp_path)
+    made_up_dataset(folder / "set")
+    overrides = {"trainer.max_steps": 2, "benchmark.steps": 2, "benchmark.num_images": 2}
+    content = {"config": "fit.yaml", "dreambench": {"folder": "set"}, "overrides": overrides, "seeds": [3]}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(content))
+    study(folder)
+    found = rows(folder / "runs/mine/tables/dreambench.csv")
+    assert [row[""] for row in found[:3]] == ["mug", "owl", "mean of 2 subjects"]
+    assert float(found[2]["clip_i"]) == pytest.approx((float(found[0]["clip_i"]) + float(found[1]["clip_i"])) / 2)
+    assert float(found[2]["clip_i_low"]) == pytest.approx(min(float(row["clip_i"]) for row in found[:2]))
+    assert [row["clip_t"] for row in found if row[""] == "published: DreamBooth, Stable Diffusion"] == ["0.305"]
+    assert "published: DreamBooth, Imagen" in (folder / "runs/mine/report.html").read_text()
+    assert "of which 6 are done" in study(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"overrides": {"model.colour": "red"}}, "model.colour"),
+        ({"overrides": {"model.prior_weight": -1}}, "model.prior_weight is -1"),
+        ({"overrides": {"data.instance_data_dir": "nowhere"}}, "nowhere is not a folder"),
+        ({"overrides": {"fidelity.clip_model": None}}, "nothing measures its pictures"),
+        ({"overrides": {"checkpoint.keep_exports": 10**9}}, "bytes are free there"),
+    ],
+)
+def test_a_study_that_cannot_run_is_refused_before_anything_is_trained(
+    tmp_path: Path, change: dict[str, object], said: str
+) -> None:
+    folder = room(tmp_path)
+    (folder / "mine.yaml").write_text(yaml.safe_dump(STUDY | change))
+    run = forked.start(folder, ["study", "mine.yaml"])
+    assert run.wait() == 2
+    assert said in [line for line in run.said().splitlines() if "error:" in line][-1]
+    assert not (folder / "runs").exists()
+
+
+def of_the_first_fits(folder: Path) -> list[list[str]]:
+    """What each picture of the fits with the first seed is, and looks like."""
+    return [list(row.values()) for row in tables(folder)["pictures"] if row["fit_seed"] == "1"]
+
+
+def test_fits_of_two_processes_give_the_same_figures(done: Path, tmp_path: Path) -> None:
+    folder = room(tmp_path)
+    two = {"trainer.devices": 2, "trainer.strategy": "ddp", "data.batch_size": 1}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(STUDY | {"overrides": two, "seeds": [1]}))
+    study(folder)
+    names = ("clip_i", "clip_t", "quality")
+    one = [float(row[name]) for row in tables(done)["pictures"] for name in names if row["fit_seed"] == "1"]
+    both = [float(row[name]) for row in tables(folder)["pictures"] for name in names]
+    assert both == pytest.approx(one, abs=1e-3)
+
+
+def test_ray_with_a_worker_killed_gives_the_same_pictures(done: Path, tmp_path: Path) -> None:
+    folder = room(tmp_path)
+    (folder / "mine.yaml").write_text(yaml.safe_dump(STUDY | {"seeds": [1], "resources": {"num_cpus": 1.0}}))
+    run = forked.start(folder, ["study", "mine.yaml", "--executor=ray"])
+    killed = False
+    while not killed:
+        assert run.process.is_alive(), run.said()
+        time.sleep(0.05)
+        if list((folder / "runs").glob("mine/*/states/*")) and (workers := workers_in(folder)):
+            os.kill(workers[0], signal.SIGKILL)
+            killed = True
+    assert run.wait(patience_seconds=600) == 0, run.said()
+    assert of_the_first_fits(folder) == of_the_first_fits(done)
+
+
+def test_a_study_on_ray_that_is_stopped_leaves_nothing_behind(tmp_path: Path) -> None:
+    folder = room(tmp_path)
+    (folder / "mine.yaml").write_text(yaml.safe_dump(STUDY | {"seeds": [1], "overrides": {"trainer.max_steps": 5000}}))
+    run = forked.start(folder, ["study", "mine.yaml", "--executor=ray"])
+    while not list((folder / "runs").glob("mine/*/samples/*")):
+        assert run.process.is_alive(), run.said()
+        time.sleep(0.05)
+    run.send(signal.SIGTERM)
+    assert run.wait() == 128 + signal.SIGTERM, run.said()
+    assert "stopped by SIGTERM; what was written stays" in run.said()
+    assert workers_in(folder) == []
+    assert [process for process in processes() if b"lightning_dreambooth" in command_of(process)
+            and str(folder).encode() in place_of(process)] == []  # fmt: skip
+
+
+def processes() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def workers_in(folder: Path) -> list[int]:
+    """Ray's workers that do parts of the study in a folder."""
+    return [
+        process for process in processes()
+        if b"ray::_do" in command_of(process) and place_of(process) == str(folder).encode()
+    ]  # fmt: skip
+
+
+def place_of(process: int) -> bytes:
+    """Its working folder."""
+    try:
+        return os.readlink(f"/proc/{process}/cwd").encode()
+    except OSError:  # it has ended meanwhile
+        return b""
+
+
+def command_of(process: int) -> bytes:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:  # it has ended meanwhile
+        return b""
+
+
+def test_the_study_on_a_model_of_stable_diffusions_layout(tmp_path: Path) -> None:
+    folder = tmp_path
+    tiny.stable_diffusion(folder / "sd15", factor=8)
+    for file in list((folder / "sd15").rglob("*.safetensors")):
+        shutil.copy(file, file.with_suffix(".fp16.safetensors"))
+    tiny.clip(folder / "clip")
+    tiny.dino(folder / "dino")
+    tiny.subject(folder / "data/webtoon", 3)
+    (folder / "configs").symlink_to(Path(__file__).parent.parent.parent / "configs")
+    small = {
+        "model.pretrained": "sd15", "model.vae": "sd15/vae", "data.resolution": 32, "data.num_class_images": 2,
+        "data.class_steps": 1, "samples.steps": 1, "samples.num_images": 1, "fidelity.clip_model": "clip",
+        "fidelity.clip_pretrained": None, "fidelity.dino": "dino", "fidelity.steps": 1, "trainer.max_steps": 1,
+        "trainer.accelerator": "cpu", "trainer.log_every_n_steps": 1, "trainer.enable_progress_bar": False,
+        "trainer.precision": "bf16-mixed",
+    }  # fmt: skip
+    extended = yaml.safe_load((folder / "configs/studies/webtoon.yaml").read_text())
+    for figure in extended["figures"].values():
+        figure["steps"] = [1, 2] if isinstance(figure.get("steps"), list) else 1
+    sampling = extended["sampling"] | {"num_images": 2}
+    content = {"extends": "configs/studies/webtoon_sd15.yaml", "overrides": small, "seeds": [1], "sampling": sampling}
+    content |= {"figures": extended["figures"], "findings": []}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    study(folder)
+    page = (folder / "runs/mine/report.html").read_text()
+    assert len(re.findall(r"<section id=", page)) == len(extended["figures"])
+    found = rows(folder / "runs/mine/tables/figures.csv")
+    assert {"clip_i", "dino", "clip_t", "quality", "div"} <= found[0].keys()
