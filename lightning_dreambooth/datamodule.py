@@ -11,42 +11,49 @@ from torch.utils.data import DataLoader
 from transformers import CLIPTokenizer
 
 from lightning_dreambooth.data import checks, class_images
-from lightning_dreambooth.data.class_images import Recipe
+from lightning_dreambooth.data.class_images import ClassImageRecipe
 from lightning_dreambooth.data.concepts import Concept, given_concepts
-from lightning_dreambooth.data.dataset import OrderedLoader, PairDataset, ShardedOrder, digests, listed, views_of
-from lightning_dreambooth.data.image_store import Wanted
+from lightning_dreambooth.data.dataset import (
+    OrderedLoader,
+    PairDataset,
+    ShardedOrder,
+    concept_images,
+    data_digests,
+    views_of,
+)
+from lightning_dreambooth.data.image_store import ImageJob
 from lightning_dreambooth.data.latents import LatentCache, embeddings
 from lightning_dreambooth.data.references import fill_references
 from lightning_dreambooth.diffusion.sampling import Request, Sampler, batches, check_request
-from lightning_dreambooth.distributed import count, let_go, rank, share
+from lightning_dreambooth.distributed import ignore_signals_in_worker, rank, shard, world_size
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.evaluation.prompts import Probe, Protocol
 from lightning_dreambooth.models.model_files import ModelFiles
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion, load_tokenizer, tokenize
 
-ENCODE_BATCH = 32  # pictures or prompts encoded at once
+ENCODE_BATCH = 32  # images or prompts encoded at once
 
 
 class DreamBoothData(pl.LightningDataModule):
-    """Pairs instance pictures with class pictures of the same concept.
+    """Pairs instance images with class images of the same concept.
 
     Args:
-        instance_prompt: Prompt of the instance pictures without a caption file (`name.txt` or `name.png.txt`).
-        instance_data_dir: Folder of the instance pictures.
-        class_prompt: Prompt of the class pictures.
-        class_data_dir: Folder of the class pictures; filled with generated ones up to num_class_images.
+        instance_prompt: Prompt of the instance images without a caption file (`name.txt` or `name.png.txt`).
+        instance_data_dir: Folder of the instance images.
+        class_prompt: Prompt of the class images.
+        class_data_dir: Folder of the class images; filled with generated ones up to num_class_images.
         identifier: The rare word in the instance prompt that stands for the subject or style.
-        held_out_dir: Folder of further instance pictures that are only measured.
+        held_out_dir: Folder of further instance images that are only measured.
         concepts_list: JSON file with several concepts, in place of the six arguments above.
-        num_instance_images: Instance pictures per concept that are trained on, the first by name; null takes all.
-        num_class_images: Class pictures per concept.
+        num_instance_images: Instance images per concept that are trained on, the first by name; null takes all.
+        num_class_images: Class images per concept.
         resolution: Side in px of the squares that are trained on and drawn; null takes the model's own.
         batch_size: Samples per step and process; with the prior on, each sample is an instance and a class row.
-        crop: Where the square is cut from a picture that is none: its center, or one of eight random places.
+        crop: Where the square is cut from an image that is none: its center, or one of eight random places.
         flip: Whether half of the rows are mirrored.
         caption_dropout: Probability that a row is trained with the empty prompt.
-        cache_latents: Whether pictures are encoded once before training, or at every step.
-        cache_dir: Folder for encoded pictures, shared between runs; null keeps them in memory.
+        cache_latents: Whether images are encoded once before training, or at every step.
+        cache_dir: Folder for encoded images, shared between runs; null keeps them in memory.
         num_workers: Loader processes; useful only when latents are not cached.
         class_negative_prompt: Negative prompt of generated class images.
         class_steps: Sampling steps of generated class images.
@@ -60,7 +67,7 @@ class DreamBoothData(pl.LightningDataModule):
         prior_weight: Linked to model.prior_weight.
         train_text_encoder: Linked to model.train_text_encoder.
         seed: Linked to seed_everything.
-        requests: The pictures that `predict` or `test` draws; linked to `samples`, set by `benchmark`.
+        requests: The images that `predict` or `test` draws; linked to `samples`, set by `benchmark`.
         sample_batch_size: Linked to samples.batch_size.
         protocol: What is drawn to be measured; linked to `fidelity`.
     """
@@ -165,7 +172,7 @@ class DreamBoothData(pl.LightningDataModule):
 
     @property
     def with_prior(self) -> bool:
-        """Whether class pictures are trained on."""
+        """Whether class images are trained on."""
         return self.prior_weight > 0
 
     @cached_property
@@ -177,7 +184,7 @@ class DreamBoothData(pl.LightningDataModule):
         """Looks at everything that `fit` or `validate` will read, before a model is loaded; only the first call does.
 
         Raises:
-            InputError: if pictures, prompts, sizes or class images cannot be trained on.
+            InputError: if images, prompts, sizes or class images cannot be trained on.
 
         Warns:
             InputWarning: if they can, but are hardly meant so.
@@ -189,9 +196,9 @@ class DreamBoothData(pl.LightningDataModule):
         checks.check_concepts(self.concepts, needs_class, self.resolution_px)
         if needs_class:
             self.missing_class_images()
-        sets = listed(self.concepts, self.num_class_images * needs_class, self.num_instance_images)
+        sets = concept_images(self.concepts, self.num_class_images * needs_class, self.num_instance_images)
         checks.check_enough([concept.instances for concept in sets], self.num_instance_images)
-        prompts = [picture.prompt for concept in sets for picture in (*concept.instances, *concept.classes)]
+        prompts = [image.prompt for concept in sets for image in (*concept.instances, *concept.classes)]
         prompts += [str(concept.class_prompt or "") for concept in self.concepts]
         drawn = [*self.requests, *(probe.request for probe in self.probes)]
         checks.check_lengths([*prompts, *(request.prompt for request in drawn)], self.tokenizer)
@@ -214,8 +221,10 @@ class DreamBoothData(pl.LightningDataModule):
         elif not (self.trainer and self.trainer.testing):
             self.check(training=not (self.trainer and self.trainer.validating))
 
-    def _class_images(self, concept: Concept) -> tuple[int, Recipe]:
-        recipe = Recipe(str(concept.class_prompt), *self.class_recipe, self.resolution_px, self.files.fingerprint)
+    def _class_images(self, concept: Concept) -> tuple[int, ClassImageRecipe]:
+        recipe = ClassImageRecipe(
+            str(concept.class_prompt), *self.class_recipe, self.resolution_px, self.files.fingerprint
+        )
         return concept.num_class_images or self.num_class_images, recipe
 
     def _precision(self) -> AbstractContextManager[Any]:
@@ -228,7 +237,7 @@ class DreamBoothData(pl.LightningDataModule):
         return str(self.trainer.precision) if self.trainer else "32-true"
 
     def setup(self, stage: str) -> None:
-        """Draws what is missing of class images and the untuned model's pictures, and for `fit` fills the caches.
+        """Draws what is missing of class images and the untuned model's images, and for `fit` fills the caches.
 
         All processes work together.
         """
@@ -236,10 +245,10 @@ class DreamBoothData(pl.LightningDataModule):
             if stage == "fit":
                 self._setup_fit()
             if self.protocol and stage in ("fit", "validate"):
-                self.base_pictures = self._base_pictures(self.protocol)
+                self.base_images = self._base_images(self.protocol)
         self.__dict__.pop("model", None)
 
-    def missing_class_images(self) -> list[Wanted]:
+    def missing_class_images(self) -> list[ImageJob]:
         """The class images that are trained on and not there yet."""
         concepts = self.concepts if self.with_prior else []
         plans = [class_images.plan(concept, *self._class_images(concept), self.seed) for concept in concepts]
@@ -253,9 +262,9 @@ class DreamBoothData(pl.LightningDataModule):
 
     def _setup_fit(self) -> None:
         self.draw_class_images()
-        sets = listed(self.concepts, self.num_class_images * self.with_prior, self.num_instance_images)
-        pictures = [picture for concept in sets for picture in concept.instances + concept.classes]
-        prompts = sorted({"", *(picture.prompt for picture in pictures)})
+        sets = concept_images(self.concepts, self.num_class_images * self.with_prior, self.num_instance_images)
+        images = [image for concept in sets for image in concept.instances + concept.classes]
+        prompts = sorted({"", *(image.prompt for image in images)})
         texts = tokenize(self.tokenizer, prompts)
         if not self.train_text_encoder:
             texts = embeddings(self.model, texts, ENCODE_BATCH)
@@ -264,13 +273,13 @@ class DreamBoothData(pl.LightningDataModule):
         if self.cache_latents:
             folder = None if self.cache_dir is None else Path(self.cache_dir)
             latents = LatentCache(f"{self.files.vae_fingerprint} {self._precision_name}", self.resolution_px, folder)
-            wanted = [(picture.path, view) for picture in pictures for view in views]
-            latents.fill(wanted, lambda pictures: self.model.encode(pictures.to(self.model.device)), ENCODE_BATCH)
-        self.learned = digests(sets)
+            wanted = [(image.path, view) for image in images for view in views]
+            latents.fill(wanted, lambda images: self.model.encode(images.to(self.model.device)), ENCODE_BATCH)
+        self.learned = data_digests(sets)
         by_prompt = dict(zip(prompts, texts, strict=True))
         self.dataset = PairDataset(sets, by_prompt, views, self.resolution_px, self.caption_dropout, self.seed, latents)
 
-    def _base_pictures(self, protocol: Protocol) -> list[Path]:
+    def _base_images(self, protocol: Protocol) -> list[Path]:
         other = cache(lambda: self._load(self.base_files))
         return fill_references(
             [probe.request for probe in self.probes], self.resolution_px, self.base_files.fingerprint,
@@ -286,7 +295,7 @@ class DreamBoothData(pl.LightningDataModule):
 
     @cached_property
     def probes(self) -> list[Probe]:
-        """The pictures that are drawn to be measured."""
+        """The images that are drawn to be measured."""
         return self.protocol.probes(self.concepts) if self.protocol else []
 
     @cached_property
@@ -297,7 +306,7 @@ class DreamBoothData(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The batches that this process draws to be measured."""
-        return DataLoader(share(self.probe_batches), batch_size=None)  # type: ignore[arg-type]
+        return DataLoader(shard(self.probe_batches), batch_size=None)  # type: ignore[arg-type]
 
     def samples_seen(self, step: int) -> int:
         """How many samples training has consumed up to an optimizer step, whatever the batch sizes were."""
@@ -316,7 +325,7 @@ class DreamBoothData(pl.LightningDataModule):
         """Goes on with the first sample that was not seen.
 
         Warns:
-            InputWarning: if other pictures or prompts are learned than before.
+            InputWarning: if other images or prompts are learned than before.
         """
         self.resumed = (int(state["step"]), int(state["samples"]))
         if self.learned:
@@ -328,22 +337,22 @@ class DreamBoothData(pl.LightningDataModule):
         accumulation = trainer.accumulate_grad_batches
         order = ShardedOrder(
             trainer.max_steps * accumulation, trainer.global_step * accumulation,
-            self.samples_seen(trainer.global_step), self.batch_size, rank(), count(),
+            self.samples_seen(trainer.global_step), self.batch_size, rank(), world_size(),
         )  # fmt: skip
         return OrderedLoader(
-            self.dataset, batch_sampler=order, collate_fn=self.dataset.collate, worker_init_fn=let_go,
+            self.dataset, batch_sampler=order, collate_fn=self.dataset.collate, worker_init_fn=ignore_signals_in_worker,
             num_workers=self.num_workers, pin_memory=trainer.strategy.root_device.type == "cuda",
         )  # fmt: skip
 
     @cached_property
     def request_batches(self) -> list[list[Request]]:
-        """The requested pictures, in batches of equal settings."""
+        """The requested images, in batches of equal settings."""
         return batches(self.requests, self.sample_batch_size)
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """The batches that this process draws."""
-        return DataLoader(share(self.request_batches), batch_size=None)  # type: ignore[arg-type]
+        return DataLoader(shard(self.request_batches), batch_size=None)  # type: ignore[arg-type]
 
     def test_dataloader(self) -> DataLoader[Any]:
         """The batches that this process draws, one empty batch if nothing is left."""
-        return DataLoader(share(self.request_batches) or [[]], batch_size=None)  # type: ignore[arg-type]
+        return DataLoader(shard(self.request_batches) or [[]], batch_size=None)  # type: ignore[arg-type]

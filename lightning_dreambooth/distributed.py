@@ -15,10 +15,10 @@ from lightning_dreambooth.files import remove_parts
 
 T = TypeVar("T")
 LOCK = ".lock"
-PATIENCE_SECONDS = 20
+LOCK_PATIENCE_SECONDS = 20
 
 
-def count() -> int:
+def world_size() -> int:
     """How many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -28,22 +28,22 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def anyone(true_here: bool) -> bool:
+def any_rank(true_here: bool) -> bool:
     """Whether something is true on any process."""
-    return any(merged({str(rank()): true_here}).values())
+    return any(gather_dict({str(rank()): true_here}).values())
 
 
-def share(things: Sequence[T]) -> Sequence[T]:
+def shard(things: Sequence[T]) -> Sequence[T]:
     """The part of equal lists that this process works on."""
-    return things[rank() :: count()]
+    return things[rank() :: world_size()]
 
 
 def first_of(batches: Sequence[Sequence[Any]], index: int) -> int:
-    """Where the index-th batch that `share` gave to this process begins, counted in all that lie before it."""
-    return sum(len(batch) for batch in batches[: index * count() + rank()])
+    """Where the index-th batch that `shard` gave to this process begins, counted in all that lie before it."""
+    return sum(len(batch) for batch in batches[: index * world_size() + rank()])
 
 
-def wait() -> None:
+def barrier() -> None:
     """Returns when all processes are here; asks now and then, so that a signal is heard meanwhile."""
     if dist.is_initialized():
         work = dist.barrier(async_op=True)
@@ -52,16 +52,16 @@ def wait() -> None:
         work.wait()
 
 
-def merged(mine: Mapping[str, Any]) -> dict[str, Any]:
+def gather_dict(mine: Mapping[str, Any]) -> dict[str, Any]:
     """What each process has made => what all have made, on every process."""
     if not dist.is_initialized():
         return dict(mine)
-    parts: list[Any] = [None] * count()
+    parts: list[Any] = [None] * world_size()
     dist.all_gather_object(parts, dict(mine))
     return {key: value for part in parts for key, value in part.items()}
 
 
-def let_go(worker: int) -> None:
+def ignore_signals_in_worker(worker: int) -> None:
     """Leaves the end of a loader's worker to the process that it works for, also if a signal was sent to both."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -86,7 +86,7 @@ def acquired(lock: BaseFileLock, patience_seconds: int) -> bool:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def exclusive_folder(folder: Path) -> Iterator[None]:
     """Lets one run at a time fill a folder, with all of its processes; removes what a killed one has left half written.
 
     The lock belongs to the first process and ends with it, however that ends.
@@ -94,13 +94,13 @@ def alone(folder: Path) -> Iterator[None]:
     lock = FileLock(folder / LOCK)
     locked = False
     while not locked:  # in rounds, for a process group waits for none of its members longer than half an hour
-        mine = {"locked": acquired(lock, PATIENCE_SECONDS)} if rank() == 0 else {}
-        locked = merged(mine)["locked"]
+        mine = {"locked": acquired(lock, LOCK_PATIENCE_SECONDS)} if rank() == 0 else {}
+        locked = gather_dict(mine)["locked"]
     if rank() == 0:
         remove_parts(folder)
-    wait()
+    barrier()
     try:
         yield
-        wait()
+        barrier()
     finally:
         lock.release()

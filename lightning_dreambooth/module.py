@@ -32,7 +32,7 @@ from lightning_dreambooth.optimization import Schedule, ema_update, learning_rat
 
 
 class DreamBooth(pl.LightningModule):
-    """Fine-tunes Stable Diffusion on instance and class pictures (Ruiz et al. 2023, arXiv:2208.12242).
+    """Fine-tunes Stable Diffusion on instance and class images (Ruiz et al. 2023, arXiv:2208.12242).
 
     Args:
         pretrained: Hub id or folder of the base model, in diffusers' layout.
@@ -140,7 +140,7 @@ class DreamBooth(pl.LightningModule):
     def loss(self, batch: Batch) -> Loss:
         """Instance and class rows => the prior-preservation objective."""
         model, alphas_bar, kind = self.model, self.model.alphas_bar, self.model.prediction_type
-        moments = batch.pictures if batch.pictures.is_floating_point() else model.encode(batch.pictures)
+        moments = batch.images if batch.images.is_floating_point() else model.encode(batch.images)
         context = batch.texts if batch.texts.is_floating_point() else model.embed(batch.texts)
         rows, shape = len(moments), (moments.shape[1] // 2, *moments.shape[2:])
         latents = posterior_sample(moments, self._draw(randomness.normal, "posterior", batch, rows, shape))
@@ -163,7 +163,7 @@ class DreamBooth(pl.LightningModule):
         return drawn.to(self.device, non_blocking=True)
 
     def predict_step(self, batch: list[Request], batch_idx: int) -> Tensor:
-        """Requests => images [pictures, 3, height, width] in [0, 1]."""
+        """Requests => images [images, 3, height, width] in [0, 1]."""
         return self.draw(batch, self.trainer.datamodule.resolution_px)  # type: ignore[attr-defined]
 
     def validation_step(self, batch: list[Request], batch_idx: int) -> Tensor:

@@ -14,6 +14,7 @@ from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # LightningCLI's own calls; the bound in setup.cfg covers them
 torch.set_num_threads(1)  # the models are so small that a second thread only waits
 
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--times", type=int, default=4, help="how often runs are killed and stopped at random moments")
 
@@ -40,9 +41,9 @@ def model(tiny_sd: Path) -> StableDiffusion:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder with five pictures in `girl/`."""
+    """An empty working folder with five images in `girl/`."""
     monkeypatch.chdir(tmp_path)
-    tiny.pictures(tmp_path / "girl", 5)
+    tiny.images(tmp_path / "girl", 5)
     return tmp_path
 
 

@@ -29,7 +29,7 @@ Pair = Callable[..., list[forked.Run]]
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     tiny.stable_diffusion(tmp_path / "tiny")
-    tiny.pictures(tmp_path / "girl", 5)
+    tiny.images(tmp_path / "girl", 5)
     return tmp_path
 
 
@@ -118,7 +118,7 @@ def test_an_orphan_of_a_killed_run_does_not_disturb_the_next_one(folder: Path) -
     assert not list(folder.rglob(".*.part"))
 
 
-def test_two_processes_draw_the_pictures_of_one(folder: Path) -> None:
+def test_two_processes_draw_the_images_of_one(folder: Path) -> None:
     asked = ["predict", "--model.pretrained=tiny", "--samples.prompts=[a girl, a boy]", "--samples.num_images=2",
              "--samples.steps=2", "--trainer.accelerator=cpu", "--samples.batch_size=1"]  # fmt: skip
     alone(folder, *asked)
@@ -193,7 +193,7 @@ def test_two_processes_that_train_measure_together(folder: Path) -> None:
 
 def test_two_processes_test_what_one_does(folder: Path) -> None:
     fidelity = measuring(folder)
-    tiny.pictures(folder / "bench/red_girl", 3)
+    tiny.images(folder / "bench/red_girl", 3)
     (folder / "bench/prompts_and_classes.txt").write_text(PROMPTS_AND_CLASSES)
     verb = ["test", "--model.pretrained=tiny", "--benchmark.folder=bench", "--benchmark.subject=red_girl",
             "--benchmark.steps=2", "--benchmark.batch_size=3", "--trainer.accelerator=cpu",
@@ -201,9 +201,9 @@ def test_two_processes_test_what_one_does(folder: Path) -> None:
     alone(folder, *verb, "--name=one")
     together(folder, *verb, "--name=two", "--trainer.callbacks+=helpers.probes.Late")
     one, two = (folder / "runs" / name for name in ("one", "two"))
-    assert (one / "pictures.csv").read_bytes() == (two / "pictures.csv").read_bytes()
-    for file in (two / "pictures").iterdir():  # one more goes on alone where two were interrupted
+    assert (one / "images.csv").read_bytes() == (two / "images.csv").read_bytes()
+    for file in (two / "images").iterdir():  # one more goes on alone where two were interrupted
         if "seed1" in file.name:
             file.unlink()
     alone(folder, *verb, "--name=two")
-    assert (one / "pictures.csv").read_bytes() == (two / "pictures.csv").read_bytes()
+    assert (one / "images.csv").read_bytes() == (two / "images.csv").read_bytes()

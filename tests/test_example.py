@@ -43,15 +43,15 @@ def judge() -> ModuleType:
 
 def drawn(folder: Path, name: str) -> Tensor:
     def read(path: Path) -> Tensor:
-        with Image.open(path) as picture:
-            return pil_to_tensor(picture).float() / 255
+        with Image.open(path) as image:
+            return pil_to_tensor(image).float() / 255
 
     return torch.stack([read(path) for path in sorted((folder / "runs" / name).glob("0*.png"))])
 
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs of the example, and sixteen pictures of each prompt before and after."""
+    """Two runs of the example, and sixteen images of each prompt before and after."""
     folder = tmp_path_factory.mktemp("example")
     (folder / "checkpoints").symlink_to(ROOT / "checkpoints")
     summary = run(folder, "fit")
@@ -72,10 +72,10 @@ def test_the_example_learns_the_character_and_keeps_the_class(example: Path) -> 
     model = classifier.load(RECIPE / "classifier.safetensors")
     count, diversity = {}, {}
     for name in ("base-character", "tuned-character", "base-class", "tuned-class"):
-        pictures = drawn(example, name)
-        assert len(pictures) == 16
-        count[name] = classifier.classify(model, pictures)["medium"].count("adventurer")
-        diversity[name] = classifier.diversity(model, pictures)
+        images = drawn(example, name)
+        assert len(images) == 16
+        count[name] = classifier.classify(model, images)["medium"].count("adventurer")
+        diversity[name] = classifier.diversity(model, images)
     print(count, diversity)
     assert count["base-character"] <= 1
     assert count["tuned-character"] >= 12
@@ -83,7 +83,7 @@ def test_the_example_learns_the_character_and_keeps_the_class(example: Path) -> 
     assert diversity["tuned-class"] >= 0.8 * diversity["base-class"]
 
 
-def test_plain_diffusers_draws_the_same_pictures_from_the_export(example: Path) -> None:
+def test_plain_diffusers_draws_the_same_images_from_the_export(example: Path) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(example / "tuned")
     pipeline.set_progress_bar_config(disable=True)
     for seed in (0, 1):

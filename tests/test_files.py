@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from lightning_dreambooth.callbacks.checkpointing import Keep
+from lightning_dreambooth.callbacks.checkpointing import Checkpointing
 from lightning_dreambooth.errors import InputError, TrainingError
 from lightning_dreambooth.files import check_room, replaced
 from lightning_dreambooth.saving.checkpoint_io import AtomicCheckpointIO, is_whole
@@ -71,7 +71,7 @@ class Saved:
 
     def __init__(self, cli: object) -> None:
         self.trainer, self.module = cli.trainer, cli.model
-        self.keep = next(callback for callback in cli.trainer.callbacks if isinstance(callback, Keep))
+        self.keep = next(callback for callback in cli.trainer.callbacks if isinstance(callback, Checkpointing))
         self.state, self.export = cli.folder / "states/step-000002.ckpt", cli.folder / "exports/step-000002"
 
     def again(self) -> None:

@@ -205,7 +205,7 @@ def test_code_that_comes_with_a_model_is_not_run(run: Callable[..., object], tin
     assert not Path("owned").exists()
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------------------------
 
 
 def encoded(format_: str, size: tuple[int, int] = (40, 40), **options: object) -> bytes:
@@ -248,7 +248,7 @@ PICTURES: dict[str, tuple[str, Callable[[], bytes]]] = {
 
 @pytest.mark.parametrize("kind", PICTURES)
 @pytest.mark.parametrize("folder", ["girl", "class"])
-def test_a_hostile_picture(complaint: Callable[..., str], kind: str, folder: str) -> None:
+def test_a_hostile_image(complaint: Callable[..., str], kind: str, folder: str) -> None:
     Path(folder).mkdir(exist_ok=True)
     name, content = PICTURES[kind]
     Path(folder, name).write_bytes(content())

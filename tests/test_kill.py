@@ -44,7 +44,7 @@ def test_a_killed_run_ends_as_one_that_was_never_killed(
     kills, seed = pytestconfig.getoption("--times"), random.randrange(2**32)
     chance = random.Random(seed)
     tiny.stable_diffusion(tmp_path / "tiny")
-    tiny.pictures(tmp_path / "girl", 5)
+    tiny.images(tmp_path / "girl", 5)
     assert forked.start(tmp_path, ["fit", *WORDS, "--name=warm"]).wait() == 0
     began = time.monotonic()
     assert forked.start(tmp_path, ["fit", *WORDS, "--name=whole"]).wait() == 0

@@ -37,13 +37,13 @@ def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_one_training_step_is_that_of_a_plain_diffusers_loop(run: Run, tmp_path: Path, kind: str) -> None:
-    """The same pictures, noise and timesteps through diffusers' own classes, with torch's own AdamW."""
+    """The same images, noise and timesteps through diffusers' own classes, with torch's own AdamW."""
     folder = tiny.stable_diffusion(tmp_path / "sd", prediction_type=kind)
     cli = run(
         model__pretrained=folder, model__prior_weight=0.7, model__snr_gamma=5.0, model__noise_offset=0.1,
         data__batch_size=2, data__cache_latents=False, trainer__max_steps=1, trainer__gradient_clip_val=1.0,
     )  # fmt: skip
-    pairs = [cli.datamodule.dataset.pictures(i) for i in range(2)]
+    pairs = [cli.datamodule.dataset.images(i) for i in range(2)]
     rows = [pair[0] for pair in pairs] + [pair[1] for pair in pairs]
 
     options = {"low_cpu_mem_usage": False}
@@ -54,11 +54,11 @@ def test_one_training_step_is_that_of_a_plain_diffusers_loop(run: Run, tmp_path:
     scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
 
     def square(path: Path) -> torch.Tensor:
-        picture = Image.open(path)
-        side = min(picture.size)
-        left, top = round((picture.width - side) / 2), round((picture.height - side) / 2)
+        image = Image.open(path)
+        side = min(image.size)
+        left, top = round((image.width - side) / 2), round((image.height - side) / 2)
         box = (left, top, left + side, top + side)
-        return pl_pixels(picture.resize((32, 32), Image.Resampling.LANCZOS, box))
+        return pl_pixels(image.resize((32, 32), Image.Resampling.LANCZOS, box))
 
     def drawn(draw: Callable, purpose: str, size: object) -> torch.Tensor:
         return torch.cat([draw(0, f"{purpose} {half}", [0, 1], size) for half in ("instance", "class")])
@@ -97,8 +97,8 @@ def test_one_training_step_is_that_of_a_plain_diffusers_loop(run: Run, tmp_path:
     assert torch.cat(agree).mean() > 0.999
 
 
-def pl_pixels(picture: Image.Image) -> torch.Tensor:
-    return torch.tensor(list(picture.convert("RGB").tobytes())).view(32, 32, 3).permute(2, 0, 1) / 127.5 - 1
+def pl_pixels(image: Image.Image) -> torch.Tensor:
+    return torch.tensor(list(image.convert("RGB").tobytes())).view(32, 32, 3).permute(2, 0, 1) / 127.5 - 1
 
 
 def test_accumulation_equals_the_big_batch(run: Run) -> None:
@@ -121,7 +121,7 @@ def gradient(cli, batch, prior_weight: float) -> torch.Tensor:  # noqa: ANN001
 def test_the_gradient_is_linear_in_the_prior_weight_and_at_zero_that_of_the_instances_alone(run: Run) -> None:
     cli = run(trainer__max_steps=1, data__batch_size=2)
     both = cli.datamodule.dataset.collate([cli.datamodule.dataset[i] for i in range(2)])
-    alone = both._replace(pictures=both.pictures[:2], texts=both.texts[:2])
+    alone = both._replace(images=both.images[:2], texts=both.texts[:2])
     instance = gradient(cli, alone, 0.0)
     one, three = (gradient(cli, both, weight) - instance for weight in (1.0, 3.0))
     assert one.norm() > 0.1 * instance.norm()
@@ -132,7 +132,7 @@ def test_a_prior_weight_of_zero_runs_no_class_branch(run: Run) -> None:
     cli = run(model__prior_weight=0, data__class_data_dir=None, data__class_prompt=None)
     assert not Path("class").exists()
     batch = cli.datamodule.dataset.collate([cli.datamodule.dataset[0]])
-    assert len(batch.pictures) == 1
+    assert len(batch.images) == 1
     assert "train/instance_loss" in cli.trainer.callback_metrics
     assert "train/prior_loss" not in cli.trainer.callback_metrics
 
@@ -239,7 +239,7 @@ def test_a_state_of_another_optimizer_is_refused(run: Run, complaint: Callable[.
     assert "the state was saved with torch.optim.adamw.AdamW" in complaint(name="first", ckpt_path="last", **other)
 
 
-def other_picture() -> None:
+def other_image() -> None:
     Image.new("RGB", (40, 40), "green").save("girl/01.png")
 
 
@@ -247,19 +247,19 @@ def other_caption() -> None:
     Path("girl/01.txt").write_text("a photo of sks girl with pink hair")
 
 
-def other_class_picture() -> None:
+def other_class_image() -> None:
     Image.new("RGB", (32, 32), "green").save("class/00001.png")
 
 
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (other_picture, "instance pictures of concept 1"),
+        (other_image, "instance images of concept 1"),
         (other_caption, "instance prompts of concept 1"),
-        (other_class_picture, "class pictures of concept 1"),
+        (other_class_image, "class images of concept 1"),
     ],
 )
-def test_going_on_with_other_pictures_or_prompts_is_said(run: Run, change: Callable[[], None], what: str) -> None:
+def test_going_on_with_other_images_or_prompts_is_said(run: Run, change: Callable[[], None], what: str) -> None:
     run(name="first", trainer__max_steps=1)
     change()
     with pytest.warns(InputWarning, match=f"the state was trained on other {what}; training goes on") as said:
@@ -269,7 +269,7 @@ def test_going_on_with_other_pictures_or_prompts_is_said(run: Run, change: Calla
     run(name="first", trainer__max_steps=3, ckpt_path="last")  # on those that the newest state was trained on: silent
 
 
-def test_pictures_that_only_moved_are_the_same(run: Run) -> None:
+def test_images_that_only_moved_are_the_same(run: Run) -> None:
     run(name="first", trainer__max_steps=1)
     Path("girl").rename("moved")
     for path in sorted(Path("moved").iterdir()):
@@ -282,7 +282,7 @@ def test_a_state_that_does_not_say_what_it_was_trained_on_is_gone_on_from(run: R
     state = torch.load(path, weights_only=True)
     del state["DreamBoothData"]["learned"]
     torch.save(state, path)
-    other_picture()
+    other_image()
     assert run(name="first", trainer__max_steps=2, ckpt_path="last").trainer.global_step == 2
 
 
@@ -338,7 +338,7 @@ def test_a_gradient_that_is_not_finite_is_named(
     with pytest.raises(SystemExit) as stopped:
         run()
     assert stopped.value.code == 1
-    assert "step 1: the gradient of unet.conv_in.weight is not finite" in capsys.readouterr().err
+    assert "step 1: unet.conv_in.weight has a gradient that is not finite" in capsys.readouterr().err
 
 
 class Scaled(MixedPrecision):

@@ -19,7 +19,7 @@ SMALL = {
 
 
 def small_study() -> dict[str, object]:
-    """The webtoon study with few steps, few pictures and one fit of each variant."""
+    """The webtoon study with few steps, few images and one fit of each variant."""
     text = (ROOT / "configs/studies/webtoon.yaml").read_text()
     for real, small in {"[6, 12, 24, 50, 100]": "[24, 100]", "steps: 100": "steps: 2", "24": "1", "100]": "2]"}.items():
         text = text.replace(real, small)

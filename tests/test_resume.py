@@ -53,5 +53,5 @@ def test_stopping_and_resuming_equals_never_stopping(
     run(**settings, name="parts", ckpt_path="last")
     whole, parts = left_behind("whole"), left_behind("parts")
     assert len(whole["curves"]["train/loss"]) == 6
-    assert len(whole["pictures"]) == 4 + 3 + 1
+    assert len(whole["images"]) == 4 + 3 + 1
     assert_same(whole, parts)

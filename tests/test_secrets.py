@@ -22,7 +22,7 @@ def holding(folder: Path, text: str) -> set[str]:
 def test_no_token_is_in_any_file_that_a_run_writes(tmp_path: Path) -> None:
     here, home = tmp_path / "here", tmp_path / "home"
     tiny.stable_diffusion(here / "tiny")
-    tiny.pictures(here / "girl", 2)
+    tiny.images(here / "girl", 2)
     home.mkdir()
     (home / "token").write_text(BY_LOGIN)
     (home / "stored_tokens").write_text(f"[mine]\nhf_token = {BY_LOGIN}\n")

@@ -9,7 +9,7 @@ from filelock import BaseFileLock, FileLock
 from pytorch_lightning.callbacks import Callback
 
 from lightning_dreambooth.callbacks.monitor import stepped
-from lightning_dreambooth.callbacks.samples import SAMPLES, run_folder
+from lightning_dreambooth.callbacks.samples import SAMPLES, output_folder
 from lightning_dreambooth.callbacks.validation import VALIDATION, Fidelity
 from lightning_dreambooth.datamodule import DreamBoothData
 from lightning_dreambooth.distributed import LOCK, acquired
@@ -23,7 +23,7 @@ from lightning_dreambooth.saving.export import FIGURES, export
 EXPORTS = "exports"
 
 
-class Keep(Callback):
+class Checkpointing(Callback):
     """Keeps resumable states and exports.
 
     Args:
@@ -58,7 +58,7 @@ class Keep(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Takes the run's folder for this run alone, and removes what a kill has left there."""
         if stage == "fit" and trainer.is_global_zero:
-            folder = run_folder(trainer)
+            folder = output_folder(trainer)
             self.lock = FileLock(folder / LOCK)
             if not acquired(self.lock, patience_seconds=0):
                 raise InputError(f"{folder} is written to by another run that still goes on; choose another name")
@@ -80,7 +80,7 @@ class Keep(Callback):
             trained = sum(weight.numel() for part in pl_module.trained.values() for weight in part.parameters())
             exported = sum(weight.numel() for weight in pl_module.model.parameters())
             copies = 3 if pl_module.ema is None else 4  # weights, Adam's two moments, average
-            check_room(run_folder(trainer), trained * copies * 4 + exported * self.dtype.itemsize)
+            check_room(output_folder(trainer), trained * copies * 4 + exported * self.dtype.itemsize)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """What is resumed has been saved, but for the figures that a stop did not leave the time for."""
@@ -117,7 +117,7 @@ class Keep(Callback):
         self.saved_step = trainer.global_step
         if trainer.is_global_zero and isinstance(trainer.logger, pl.loggers.TensorBoardLogger):
             trainer.logger.experiment.flush()
-        trainer.save_checkpoint(states.state_path(run_folder(trainer), trainer.global_step), weights_only=False)
+        trainer.save_checkpoint(states.state_path(output_folder(trainer), trainer.global_step), weights_only=False)
         self._prune(trainer)
 
     def _save_export(self, trainer: pl.Trainer, module: DreamBooth) -> None:
@@ -127,13 +127,13 @@ class Keep(Callback):
             self._prune(trainer)
 
     def _export(self, trainer: pl.Trainer) -> Path:
-        return run_folder(trainer) / EXPORTS / f"step-{trainer.global_step:06d}"
+        return output_folder(trainer) / EXPORTS / f"step-{trainer.global_step:06d}"
 
     def _prune(self, trainer: pl.Trainer) -> None:
         if not trainer.is_global_zero:
             return
-        states.remove(states.newest_first(run_folder(trainer) / states.STATES)[self.keep_states :])
-        exports = run_folder(trainer) / EXPORTS
+        states.remove(states.newest_first(output_folder(trainer) / states.STATES)[self.keep_states :])
+        exports = output_folder(trainer) / EXPORTS
         stay = {*states.newest_first(exports)[: self.keep_exports], *self._best(trainer)}
         states.remove([export for export in states.newest_first(exports) if export not in stay])
 

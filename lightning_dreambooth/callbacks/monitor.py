@@ -15,7 +15,7 @@ from lightning_dreambooth.module import DreamBooth
 from lightning_dreambooth.optimization import gradient_norm
 
 SCALER_SKIPS = 20  # from its first scale of 65536 a gradient scaler is down to 1 after sixteen
-CALMER = "lower the learning rate, or use trainer.precision bf16-mixed or 32"
+STABILITY_HINT = "lower the learning rate, or use trainer.precision bf16-mixed or 32"
 
 
 def stepped(trainer: pl.Trainer, batch_idx: int) -> bool:
@@ -23,7 +23,7 @@ def stepped(trainer: pl.Trainer, batch_idx: int) -> bool:
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
-class Watch(Callback):
+class TrainingMonitor(Callback):
     """Logs losses, gradients, weight changes, learning rates and throughput; stops a run that learns nothing."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -46,7 +46,7 @@ class Watch(Callback):
         """
         # Of several processes only this one might see it; their shared gradient then tells all of them.
         if trainer.world_size == 1 and not loss.isfinite():
-            raise TrainingError(f"{self._where(trainer)}: the loss is not finite; {CALMER}")
+            raise TrainingError(f"{self._where(trainer)}: the loss is not finite; {STABILITY_HINT}")
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
         """Measures the gradient and refuses an update that would do harm or nothing.
@@ -69,7 +69,9 @@ class Watch(Callback):
             if not math.isfinite(norm) and self.skipped > tolerated:
                 gradients = ((weight, p.grad) for weight, p in parts[name].named_parameters() if p.grad is not None)
                 bad = next((f".{weight}" for weight, grad in gradients if not grad.isfinite().all()), "")
-                raise TrainingError(f"{self._where(trainer)}: the gradient of {name}{bad} is not finite; {CALMER}")
+                raise TrainingError(
+                    f"{self._where(trainer)}: {name}{bad} has a gradient that is not finite; {STABILITY_HINT}"
+                )
 
     def _where(self, trainer: pl.Trainer) -> str:
         return f"stopped before the update of step {trainer.global_step + 1}"

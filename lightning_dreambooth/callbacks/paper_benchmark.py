@@ -1,4 +1,4 @@
-"""The DreamBooth paper's protocol for one tuned model and one subject: every prompt, several pictures, one table."""
+"""The DreamBooth paper's protocol for one tuned model and one subject: every prompt, several images, one table."""
 
 import json
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torchvision.transforms.functional import to_pil_image
 
-from lightning_dreambooth.callbacks.samples import picture_name
-from lightning_dreambooth.data.image_store import Wanted
-from lightning_dreambooth.data.images import read_picture, tile, write_png
+from lightning_dreambooth.callbacks.samples import image_name
+from lightning_dreambooth.data.image_store import ImageJob
+from lightning_dreambooth.data.images import read_image, tile, write_png
 from lightning_dreambooth.datamodule import DreamBoothData
 from lightning_dreambooth.diffusion.sampling import Request, Sampler, as_bytes, check_request
-from lightning_dreambooth.distributed import first_of, wait
+from lightning_dreambooth.distributed import barrier, first_of
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.evaluation import metrics
 from lightning_dreambooth.evaluation.dreambench import Subject, read_subject
@@ -25,7 +25,7 @@ from lightning_dreambooth.evaluation.tables import markdown, write_csv, write_js
 from lightning_dreambooth.files import sha256
 
 RECORD = "benchmark.json"
-PICTURES = "pictures"
+PICTURES = "images"
 # Ruiz et al. 2023, Table 1: means over 30 subjects; it names no CLIP backbone, sampler, steps or guidance.
 PUBLISHED: dict[str, dict[str, float]] = {
     "real images": {"dino": 0.774, "clip_i": 0.885},
@@ -47,13 +47,13 @@ class Benchmark(Callback):
     Args:
         folder: Folder with `prompts_and_classes.txt` and a folder per subject, as google/dreambooth has them.
         subject: Name of the subject the model was tuned on.
-        num_images: Pictures per prompt; the paper draws 4.
-        seed: Seed of the first picture of each prompt; the next ones count up.
+        num_images: Images per prompt; the paper draws 4.
+        seed: Seed of the first image of each prompt; the next ones count up.
         negative_prompt: What guidance leads away from.
         steps: Sampling steps.
         guidance_scale: Classifier-free guidance scale.
         sampler: ddim, dpm++ (DPM-Solver++ 2M) or euler.
-        batch_size: Pictures drawn at once.
+        batch_size: Images drawn at once.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Benchmark(Callback):
     def plan(
         self, data: DreamBoothData, run: Path, encoders: Sequence[Encoder], state: Path | None, precision: str
     ) -> None:
-        """Reads the subject, and tells `data` which pictures are still to be drawn.
+        """Reads the subject, and tells `data` which images are still to be drawn.
 
         The model is that of `data`, or that of a state; its identifier is `data.identifier`.
 
@@ -89,7 +89,7 @@ class Benchmark(Callback):
             InputError: if there is no such subject, nothing to measure with, or the run's folder holds another test.
         """
         if self.subject_name is None:
-            raise InputError("nothing to test: give benchmark.subject, and benchmark.folder where its pictures lie")
+            raise InputError("nothing to test: give benchmark.subject, and benchmark.folder where its images lie")
         if not encoders:
             raise InputError("nothing to measure with: give fidelity.clip_model or fidelity.dino")
         self.identifier = data.flags["identifier"]
@@ -104,8 +104,8 @@ class Benchmark(Callback):
             encoder.check()
             if isinstance(encoder, Clip):
                 encoder.check_texts(self.texts)
-        files = [run / PICTURES / picture_name(place, request) for place, request in enumerate(requests)]
-        self.wanted = [Wanted(file, request) for file, request in zip(files, requests, strict=True)]
+        files = [run / PICTURES / image_name(place, request) for place, request in enumerate(requests)]
+        self.wanted = [ImageJob(file, request) for file, request in zip(files, requests, strict=True)]
         self.record = {
             "model": data.files.fingerprint, "state": state and sha256(state)[:16], "subject": self.subject.name,
             "identifier": self.identifier, "prompts": list(dict.fromkeys(prompts)), "seed": self.seeds[0],
@@ -115,7 +115,7 @@ class Benchmark(Callback):
         self._check_record(run / RECORD)
         starts = range(0, len(files), self.batch_size)
         cut = [self.wanted[i : i + self.batch_size] for i in starts]
-        # Whole batches, for a picture may depend on its neighbours in the last bit.
+        # Whole batches, for an image may depend on its neighbours in the last bit.
         self.missing = [each for part in cut if not all(path.is_file() for path, _ in part) for each in part]
         data.requests, data.sample_batch_size = [request for _, request in self.missing], self.batch_size
 
@@ -128,7 +128,7 @@ class Benchmark(Callback):
             raise InputError(f"{file.parent} holds another test or run ({', '.join(differs)}); choose another name")
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Records what is tested before the first picture is there."""
+        """Records what is tested before the first image is there."""
         if trainer.is_global_zero:
             write_json(self.run / RECORD, self.record)
 
@@ -136,7 +136,7 @@ class Benchmark(Callback):
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: list[Request], batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        """Writes the pictures of a batch."""
+        """Writes the images of a batch."""
         data: DreamBoothData = trainer.datamodule  # type: ignore[attr-defined]
         first = first_of(data.request_batches, batch_idx)
         for (path, request), image in zip(self.missing[first:], as_bytes(outputs).cpu(), strict=False):
@@ -145,12 +145,12 @@ class Benchmark(Callback):
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Waits until all processes have written theirs."""
-        wait()
+        barrier()
 
     def measure(self, device: torch.device) -> str:
-        """Measures all pictures, writes the tables and returns the short one."""
-        pictures = [read_picture(path) for path, _ in self.wanted]
-        real = [read_picture(path) for path in self.subject.pictures]
+        """Measures all images, writes the tables and returns the short one."""
+        images = [read_image(path) for path, _ in self.wanted]
+        real = [read_image(path) for path in self.subject.images]
         rows: list[dict[str, Any]] = [
             {"subject": self.subject.name, "file": path.name, "text": text} | request._asdict() | {
                 "prompt_form": f"{self.identifier} {self.subject.class_name}, text without the identifier",
@@ -162,7 +162,7 @@ class Benchmark(Callback):
         for encoder in self.encoders:
             role = "clip_i" if isinstance(encoder, Clip) else "dino"
             with encoder.on(device):
-                drawn, references = encoder.pictures(pictures), encoder.pictures(real)
+                drawn, references = encoder.images(images), encoder.images(real)
                 texts = encoder.texts(self.texts) if isinstance(encoder, Clip) else None
             ceiling[role] = metrics.self_similarity(references)
             about = {f"{role}_backbone": encoder.name, f"{role}_preprocessing": encoder.preprocessing}
@@ -171,23 +171,23 @@ class Benchmark(Callback):
                 figures["clip_t"] = metrics.cosines(drawn, texts).diagonal()
             for i, row in enumerate(rows):
                 row |= {name: values[i].item() for name, values in figures.items()} | about
-        return self._write(rows, ceiling, tile(pictures, columns=len(self.seeds)))
+        return self._write(rows, ceiling, tile(images, columns=len(self.seeds)))
 
     def _write(self, rows: list[dict[str, Any]], ceiling: dict[str, float], grid: Any) -> str:
-        write_csv(self.run / "pictures.csv", rows)
+        write_csv(self.run / "images.csv", rows)
         write_png(grid, self.run / "grid.png", {})
         figures = {name: self._summary(rows, name) for name in COLUMNS if name in rows[0]}
         write_json(self.run / "summary.json", self.record | {"figures": figures, "ceiling": ceiling})
         backbones = ", ".join(f"{encoder.name}" for encoder in self.encoders)
         cells = [[f"{self.subject.name}, this model ({backbones})", *(_shown(figures.get(name)) for name in COLUMNS)]]
-        cells.append([f"{self.subject.name}, its own pictures", *(_number(ceiling.get(name)) for name in COLUMNS)])
+        cells.append([f"{self.subject.name}, its own images", *(_number(ceiling.get(name)) for name in COLUMNS)])
         cells += [[f"published: {who}", *(_number(of.get(name)) for name in COLUMNS)] for who, of in PUBLISHED.items()]
         table = markdown(["", *COLUMNS], cells)
         write_text(self.run / "summary.md", f"{table}\n\n{NOTE}\n")
         return table
 
     def _summary(self, rows: list[dict[str, Any]], name: str) -> dict[str, float]:
-        """Mean over prompts of the mean over pictures, with the interval over prompts."""
+        """Mean over prompts of the mean over images, with the interval over prompts."""
         each = len(self.seeds)
         values = [row[name] for row in rows]
         means = [sum(values[i : i + each]) / each for i in range(0, len(values), each)]

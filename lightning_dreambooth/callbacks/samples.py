@@ -1,4 +1,4 @@
-"""Pictures for people: grids while training, single files in `predict`."""
+"""Images for people: grids while training, single files in `predict`."""
 
 import re
 from pathlib import Path
@@ -11,43 +11,43 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from lightning_dreambooth.callbacks.monitor import stepped
-from lightning_dreambooth.data.images import View, crop, read_picture, read_text, tile, write_png
+from lightning_dreambooth.data.images import View, crop, read_image, read_text, tile, write_png
 from lightning_dreambooth.datamodule import DreamBoothData
 from lightning_dreambooth.diffusion.sampling import Request, Sampler, as_bytes, batches, check_request
-from lightning_dreambooth.distributed import first_of, wait
+from lightning_dreambooth.distributed import barrier, first_of
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.module import DreamBooth
 
 SAMPLES = "samples"
-CONTACT_SHEET = 64  # training pictures shown at most
+CONTACT_SHEET = 64  # training images shown at most
 
 
-def run_folder(trainer: pl.Trainer) -> Path:
+def output_folder(trainer: pl.Trainer) -> Path:
     """Where everything of a run lies: `runs/<name>`."""
     return Path(trainer.default_root_dir)
 
 
-def show(trainer: pl.Trainer, name: str, picture: Image.Image, path: Path) -> None:
-    """Writes a picture into the TensorBoard log, then beside the run: a file that is there is in the log as well."""
+def show(trainer: pl.Trainer, name: str, image: Image.Image, path: Path) -> None:
+    """Writes an image into the TensorBoard log, then beside the run: a file that is there is in the log as well."""
     if isinstance(trainer.logger, pl.loggers.TensorBoardLogger):
-        trainer.logger.experiment.add_image(name, pil_to_tensor(picture), trainer.global_step)
+        trainer.logger.experiment.add_image(name, pil_to_tensor(image), trainer.global_step)
         trainer.logger.experiment.flush()
-    write_png(picture, path, {"step": trainer.global_step})
+    write_png(image, path, {"step": trainer.global_step})
 
 
 class Samples(Callback):
-    """Draws pictures: grids while training, single files in `predict`.
+    """Draws images: grids while training, single files in `predict`.
 
     Args:
         prompts: What is drawn; null draws the instance and class prompts of the concepts.
         prompts_file: Text file with one prompt per line, in place of prompts.
         negative_prompt: What guidance leads away from.
-        num_images: Pictures per prompt.
-        seed: Seed of the first picture of each prompt; the next ones count up, so that grids compare across steps.
+        num_images: Images per prompt.
+        seed: Seed of the first image of each prompt; the next ones count up, so that grids compare across steps.
         steps: Sampling steps.
         guidance_scale: Classifier-free guidance scale w (arXiv:2207.12598); 1 switches it off.
         sampler: ddim, dpm++ (DPM-Solver++ 2M) or euler.
-        batch_size: Pictures drawn at once.
+        batch_size: Images drawn at once.
         every_n_steps: Optimizer steps between grids; one is always drawn before the first step and after the last.
     """
 
@@ -84,14 +84,14 @@ class Samples(Callback):
         return [Request(prompt, seed, *self.settings) for prompt in prompts for seed in self.seeds]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Shows the training pictures."""
+        """Shows the training images."""
         if not trainer.is_global_zero:
             return
         data: DreamBoothData = trainer.datamodule  # type: ignore[attr-defined]
         halves = [half for concept in data.dataset.concepts for half in (concept.instances, concept.classes) if half]
-        shown = [picture for half in halves for picture in half[: max(1, CONTACT_SHEET // len(halves))]]
-        pictures = [crop(read_picture(picture.path), min(128, data.resolution_px), View()) for picture in shown]
-        show(trainer, "training pictures", tile(pictures, columns=8), run_folder(trainer) / "training_pictures.png")
+        shown = [image for half in halves for image in half[: max(1, CONTACT_SHEET // len(halves))]]
+        images = [crop(read_image(image.path), min(128, data.resolution_px), View()) for image in shown]
+        show(trainer, "training images", tile(images, columns=8), output_folder(trainer) / "training_pictures.png")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Draws the untuned model, or what a stop did not leave the time for."""
@@ -108,7 +108,7 @@ class Samples(Callback):
         return trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps
 
     def _file(self, trainer: pl.Trainer) -> Path:
-        return run_folder(trainer) / SAMPLES / f"step-{trainer.global_step:06d}.png"
+        return output_folder(trainer) / SAMPLES / f"step-{trainer.global_step:06d}.png"
 
     def _grid(self, trainer: pl.Trainer, module: DreamBooth) -> None:
         if not trainer.is_global_zero:
@@ -127,30 +127,30 @@ class Samples(Callback):
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Learns from the first process where all of them write."""
-        self.folder = Path(trainer.strategy.broadcast(run_folder(trainer)))
+        self.folder = Path(trainer.strategy.broadcast(output_folder(trainer)))
 
     def on_predict_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Tensor, batch: list[Request], batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        """Writes each picture with all that made it."""
+        """Writes each image with all that made it."""
         data: DreamBoothData = trainer.datamodule  # type: ignore[attr-defined]
         first = first_of(data.request_batches, batch_idx)
         for place, (image, request) in enumerate(zip(as_bytes(outputs).cpu(), batch, strict=True), start=first):
             about = request._asdict() | {"model": pl_module.pretrained}
-            write_png(to_pil_image(image), self.folder / picture_name(place, request), about)
+            write_png(to_pil_image(image), self.folder / image_name(place, request), about)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Tiles all pictures, a row per prompt."""
-        wait()
+        """Tiles all images, a row per prompt."""
+        barrier()
         if trainer.is_global_zero:
             requests = trainer.datamodule.requests  # type: ignore[attr-defined]
-            drawn = [read_picture(self.folder / picture_name(i, each)) for i, each in enumerate(requests)]
+            drawn = [read_image(self.folder / image_name(i, each)) for i, each in enumerate(requests)]
             grid = tile(drawn, columns=len(self.seeds), labels=self.prompts or ())
             write_png(grid, self.folder / "grid.png", {})
 
 
-def picture_name(place: int, request: Request) -> str:
-    """File name of the picture that `predict` draws for the request at that place."""
+def image_name(place: int, request: Request) -> str:
+    """File name of the image that `predict` draws for the request at that place."""
     words = re.sub(r"[^a-z0-9]+", "-", request.prompt.lower()).strip("-")[:60]
     return f"{place:04d}-{words}-seed{request.seed}.png"

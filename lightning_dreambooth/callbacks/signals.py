@@ -17,7 +17,7 @@ from lightning_dreambooth.errors import Stopped
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interruption(Callback):
+class GracefulStop(Callback):
     """Ends training after the step in which any process got a signal, so that all processes save the same state.
 
     `agreed` is the number of that signal once all processes know of it, 0 before.

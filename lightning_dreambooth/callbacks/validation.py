@@ -13,18 +13,18 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from tqdm import tqdm
 
 from lightning_dreambooth.callbacks.monitor import stepped
-from lightning_dreambooth.callbacks.samples import run_folder, show
+from lightning_dreambooth.callbacks.samples import output_folder, show
 from lightning_dreambooth.data.checks import warn
-from lightning_dreambooth.data.concepts import held_out_pictures
-from lightning_dreambooth.data.images import read_picture, tile
+from lightning_dreambooth.data.concepts import held_out_images
+from lightning_dreambooth.data.images import read_image, tile
 from lightning_dreambooth.datamodule import DreamBoothData
 from lightning_dreambooth.diffusion.sampling import Request, Sampler, as_bytes, check_request
-from lightning_dreambooth.distributed import first_of, merged, rank, share
+from lightning_dreambooth.distributed import first_of, gather_dict, rank, shard
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.evaluation.encoders import Clip, Dino, Lpips
-from lightning_dreambooth.evaluation.evaluator import Judge
-from lightning_dreambooth.evaluation.fixed_noise_loss import STRATA, dealt, encoded, fixed_losses
-from lightning_dreambooth.evaluation.metrics import Gathered
+from lightning_dreambooth.evaluation.evaluator import FidelityEvaluator
+from lightning_dreambooth.evaluation.fixed_noise_loss import STRATA, encode_fixed, fixed_losses, round_robin
+from lightning_dreambooth.evaluation.metrics import GatheredImages
 from lightning_dreambooth.evaluation.prompts import Protocol, StatedPrompt, instances_with_texts, unet_evaluations
 from lightning_dreambooth.evaluation.tables import Row, best, write_csv
 from lightning_dreambooth.module import DreamBooth
@@ -44,14 +44,14 @@ class Fidelity(Callback):
         prompts: Prompts with an identifier, or `{prompt: ..., text: ...}`; null takes the concepts' instance prompts.
         unrelated_prompts: Prompts that training should leave alone, besides the class prompts.
         negative_prompt: What guidance leads away from.
-        num_images: Pictures per prompt.
-        seed: Seed of the first picture of each prompt; the next ones count up.
+        num_images: Images per prompt.
+        seed: Seed of the first image of each prompt; the next ones count up.
         steps: Sampling steps.
         guidance_scale: Classifier-free guidance scale.
         sampler: ddim, dpm++ (DPM-Solver++ 2M) or euler.
-        batch_size: Pictures drawn at once.
+        batch_size: Images drawn at once.
         base: Hub id or folder of the model that drift is measured from; null takes model.pretrained.
-        base_dir: Folder of that model's pictures, which runs share.
+        base_dir: Folder of that model's images, which runs share.
         every_n_steps: Optimizer steps between measurements; the last step is always measured.
         losses_every_n_steps: Optimizer steps between fixed-noise losses, which need no encoder; null computes none.
         patience: Measurements without a better score after which training stops; null never does.
@@ -103,12 +103,12 @@ class Fidelity(Callback):
         self.evaluations = 0
         self.preparing_s = 0.0  # not logged yet
         self.measured_by = ""
-        self.judge: Judge | None = None  # on the first process, which measures for all
+        self.judge: FidelityEvaluator | None = None  # on the first process, which measures for all
         self.untuned: dict[str, float] = {}
         self.ceiling: dict[str, float] = {}
 
     def check(self, data: DreamBoothData) -> None:
-        """Looks at prompts and pictures before a model is loaded.
+        """Looks at prompts and images before a model is loaded.
 
         Raises:
             InputError: if they cannot be measured.
@@ -123,12 +123,12 @@ class Fidelity(Callback):
         if self.clip:
             texts = [text for _, own in instances_with_texts(data.concepts) for _, text in own]
             self.clip.check_texts([*texts, *(probe.text for probe in data.probes)])
-        for concept, pictures in instances_with_texts(data.concepts):
+        for concept, images in instances_with_texts(data.concepts):
             if self.clip and not concept.identifier:
                 warn(f"{concept.instance_prompt!r} has no identifier, which val/clip_t should take out of the prompts")
-            if len(pictures) < 2:
+            if len(images) < 2:
                 raise InputError(
-                    f"{concept.instance_data_dir} holds 1 picture, and 2 or more are compared with each other to know "
+                    f"{concept.instance_data_dir} holds 1 image, and 2 or more are compared with each other to know "
                     "what a figure can reach; add one, or set fidelity.clip_model and fidelity.dino to null"
                 )
 
@@ -148,13 +148,13 @@ class Fidelity(Callback):
         if self.losses_every_n_steps:
             data = _data(trainer)
             sets = {
-                "instance": dealt([concept.instances for concept in data.dataset.concepts]),
-                "held_out": dealt([held_out_pictures(concept) for concept in data.concepts]),
-                "class": dealt([concept.classes for concept in data.dataset.concepts]),
+                "instance": round_robin([concept.instances for concept in data.dataset.concepts]),
+                "held_out": round_robin([held_out_images(concept) for concept in data.concepts]),
+                "class": round_robin([concept.classes for concept in data.dataset.concepts]),
             }
             with trainer.precision_plugin.forward_context():
-                encode = partial(encoded, pl_module.model, resolution_px=data.resolution_px)
-                self.fixed = {name: encode(pictures) for name, pictures in sets.items() if pictures}
+                encode = partial(encode_fixed, pl_module.model, resolution_px=data.resolution_px)
+                self.fixed = {name: encode(images) for name, images in sets.items() if images}
         if self.protocol:
             self._compare_with_before(_data(trainer))
             self._prepare(trainer, pl_module)
@@ -165,12 +165,12 @@ class Fidelity(Callback):
         self.preparing_s = time.perf_counter() - began
 
     def _compare_with_before(self, data: DreamBoothData) -> None:
-        """Scores of other prompts, pictures or encoders cannot be compared with those that will come."""
+        """Scores of other prompts, images or encoders cannot be compared with those that will come."""
         names = [encoder and encoder.name for encoder in (self.clip, self.dino, self.lpips)]
         about = f"{names} {data.probes} {data.learned} {self.protocol and self.protocol.base}"
         measured_by = hashlib.sha256(about.encode()).hexdigest()[:16]
         if self.measured_by not in ("", measured_by) and any("score" in row for row in self.history):
-            warn("what was measured before was measured with other prompts, pictures or encoders; it no longer counts")
+            warn("what was measured before was measured with other prompts, images or encoders; it no longer counts")
             self.history = [{name: row[name] for name in row if not name.startswith("score")} for row in self.history]
         self.measured_by = measured_by
 
@@ -202,14 +202,14 @@ class Fidelity(Callback):
         self.preparing_s = 0.0
         self.history.append({"step": step} | row)
         if trainer.is_global_zero:
-            write_csv(run_folder(trainer) / TABLE, self.history)
+            write_csv(output_folder(trainer) / TABLE, self.history)
             if trainer.logger:
                 cost = {"val/unet_evaluations": self.evaluations, "val/seconds": time.perf_counter() - began}
                 trainer.logger.log_metrics(self._curves(row) | cost, step)
         trainer.should_stop = trainer.should_stop or self._patience_ends()
 
     def _curves(self, row: dict[str, float]) -> dict[str, float]:
-        """Each figure, and beside it what the instance pictures reach and what the untuned model has."""
+        """Each figure, and beside it what the instance images reach and what the untuned model has."""
         curves = {f"val/{name}": value for name, value in row.items()}
         if row.keys() & self.untuned.keys():
             curves |= {f"val/{name}/ceiling": value for name, value in self.ceiling.items()}
@@ -224,61 +224,61 @@ class Fidelity(Callback):
 
     def _draw_and_measure(self, trainer: pl.Trainer, module: DreamBooth) -> dict[str, float]:
         self._begin(trainer)
-        mine = list(enumerate(share(_data(trainer).probe_batches)))
+        mine = list(enumerate(shard(_data(trainer).probe_batches)))
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            for number, requests in tqdm(mine, "pictures to measure", leave=False, disable=rank() > 0):
+            for number, requests in tqdm(mine, "images to measure", leave=False, disable=rank() > 0):
                 self._take(trainer, module.validation_step(requests, number), number)
         return self._conclude(trainer, f"step-{trainer.global_step:06d}.png")
 
     def _begin(self, trainer: pl.Trainer) -> None:
         side, device = _data(trainer).resolution_px, trainer.strategy.root_device
-        self.gathered = Gathered().to(device)
+        self.gathered = GatheredImages().to(device)
         nothing = torch.empty(0, 3, side, side, dtype=torch.uint8, device=device)
         self.gathered.update(torch.empty(0, dtype=torch.long, device=device), nothing)  # some processes draw none
 
     def _take(self, trainer: pl.Trainer, images: Tensor, number: int) -> None:
-        """Takes the pictures of this process's number-th batch."""
+        """Takes the images of this process's number-th batch."""
         first = first_of(_data(trainer).probe_batches, number)
         self.gathered.update(torch.arange(first, first + len(images), device=images.device), as_bytes(images))
 
     def _conclude(self, trainer: pl.Trainer, file: str) -> dict[str, float]:
-        pictures = self.gathered.compute().cpu()
+        images = self.gathered.compute().cpu()
         mine = {}
         if self.judge is not None:
-            self._show(trainer, pictures, file)
-            mine = {"figures": self.judge.measure(pictures)}
-        figures: dict[str, float] = merged(mine)["figures"]
+            self._show(trainer, images, file)
+            mine = {"figures": self.judge.measure(images)}
+        figures: dict[str, float] = gather_dict(mine)["figures"]
         return figures
 
-    def _show(self, trainer: pl.Trainer, pictures: Tensor, file: str) -> None:
+    def _show(self, trainer: pl.Trainer, images: Tensor, file: str) -> None:
         """A row per prompt: what the untuned model draws, then, with the same noise, what this one does."""
         data = _data(trainer)
         prompts = list(dict.fromkeys(probe.request.prompt for probe in data.probes))
         each = len(data.probes) // len(prompts)
-        before = [read_picture(path) for path in data.base_pictures]
-        after = [to_pil_image(picture) for picture in pictures]
+        before = [read_image(path) for path in data.base_images]
+        after = [to_pil_image(image) for image in images]
         starts = range(0, len(after), each)
-        cells = [picture for i in starts for picture in (*before[i : i + each], *after[i : i + each])]
+        cells = [image for i in starts for image in (*before[i : i + each], *after[i : i + each])]
         grid = tile(cells, columns=2 * each, labels=[f"untuned, tuned: {prompt}" for prompt in prompts])
-        show(trainer, VALIDATION, grid, run_folder(trainer) / VALIDATION / file)
+        show(trainer, VALIDATION, grid, output_folder(trainer) / VALIDATION / file)
 
     def _prepare(self, trainer: pl.Trainer, module: DreamBooth) -> None:
         mine = {}
         if trainer.is_global_zero:
             data = _data(trainer)
             sets = [own for _, own in instances_with_texts(data.concepts)]
-            self.judge = Judge(
+            self.judge = FidelityEvaluator(
                 data.probes, data.concepts,
-                [[read_picture(picture.path) for picture, _ in own] for own in sets],
+                [[read_image(image.path) for image, _ in own] for own in sets],
                 [[text for _, text in own] for own in sets],
-                torch.stack([pil_to_tensor(read_picture(path)) for path in data.base_pictures]),
+                torch.stack([pil_to_tensor(read_image(path)) for path in data.base_images]),
                 self.clip, self.dino, self.lpips, module.device,
             )  # fmt: skip
             mine = {"untuned": self.judge.untuned, "ceiling": self.judge.ceiling}
-        figures = merged(mine)
+        figures = gather_dict(mine)
         self.untuned, self.ceiling = figures["untuned"], figures["ceiling"]
         if "score" not in self.untuned:
-            warn("no score: what the untuned model draws is as near to the instance pictures as they are to each other")
+            warn("no score: what the untuned model draws is as near to the instance images as they are to each other")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Begins to measure a finished model."""
@@ -289,14 +289,14 @@ class Fidelity(Callback):
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: list[Request], batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        """Takes the pictures of a batch."""
+        """Takes the images of a batch."""
         self._take(trainer, outputs, batch_idx)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Measures a finished model."""
-        self.history = [self._conclude(trainer, "pictures.png")]
+        self.history = [self._conclude(trainer, "images.png")]
         if trainer.is_global_zero:
-            write_csv(run_folder(trainer) / TABLE, self.history)
+            write_csv(output_folder(trainer) / TABLE, self.history)
 
 
 def _data(trainer: pl.Trainer) -> DreamBoothData:

@@ -7,7 +7,7 @@ from typing import Any
 from pytorch_lightning.cli import LightningArgumentParser
 from torch.optim import Optimizer
 
-from lightning_dreambooth.callbacks.checkpointing import Keep
+from lightning_dreambooth.callbacks.checkpointing import Checkpointing
 from lightning_dreambooth.callbacks.paper_benchmark import Benchmark
 from lightning_dreambooth.callbacks.samples import Samples
 from lightning_dreambooth.callbacks.validation import Fidelity
@@ -27,7 +27,9 @@ def add_sections(parser: LightningArgumentParser) -> None:
     parser.add_lightning_class_args(Samples, "samples")
     parser.add_lightning_class_args(Fidelity, "fidelity")
     parser.add_lightning_class_args(Benchmark, "benchmark")
-    parser.add_lightning_class_args(Keep, "checkpoint")  # last: a state says that all else of its step is there
+    parser.add_lightning_class_args(
+        Checkpointing, "checkpoint"
+    )  # last: a state says that all else of its step is there
     for key in ("pretrained", "vae", "revision", "variant", "prior_weight", "train_text_encoder"):
         parser.link_arguments(f"model.{key}", f"data.{key}")
     parser.link_arguments("seed_everything", "model.seed")

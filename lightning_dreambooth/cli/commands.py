@@ -14,18 +14,18 @@ from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
-from lightning_dreambooth.callbacks.checkpointing import EXPORTS, Keep
-from lightning_dreambooth.callbacks.monitor import Watch
+from lightning_dreambooth.callbacks.checkpointing import EXPORTS, Checkpointing
+from lightning_dreambooth.callbacks.monitor import TrainingMonitor
 from lightning_dreambooth.callbacks.paper_benchmark import Benchmark
 from lightning_dreambooth.callbacks.samples import SAMPLES, Samples
-from lightning_dreambooth.callbacks.signals import Interruption
+from lightning_dreambooth.callbacks.signals import GracefulStop
 from lightning_dreambooth.callbacks.validation import TABLE, VALIDATION, Fidelity
 from lightning_dreambooth.cli.arguments import add_sections, check_optimizer, with_example
 from lightning_dreambooth.data.checks import warn
 from lightning_dreambooth.errors import InputError, Stopped
-from lightning_dreambooth.evaluation.tables import best_first, choice, figures_table, share_of_training
+from lightning_dreambooth.evaluation.tables import best_first, choice, metrics_table, share_of_training
 from lightning_dreambooth.saving.checkpoint_io import AtomicCheckpointIO
-from lightning_dreambooth.saving.runs import RUNS, default_name, is_first, take_folder
+from lightning_dreambooth.saving.runs import RUNS, default_name, is_first, run_folder
 from lightning_dreambooth.saving.states import check_base, find_state, newest_first, read_state
 
 STRATEGIES = (SingleDeviceStrategy, DDPStrategy)  # tried; others keep parts of the weights in each process
@@ -38,8 +38,8 @@ class DreamBoothCLI(LightningCLI):
     state_path: Path | None = None
     purge_step: int | None = None
 
-    def __init__(self, interruption: Interruption, *args: Any, **kwargs: Any) -> None:
-        self.interruption = interruption
+    def __init__(self, graceful_stop: GracefulStop, *args: Any, **kwargs: Any) -> None:
+        self.graceful_stop = graceful_stop
         try:
             super().__init__(*args, **kwargs)
         finally:
@@ -90,15 +90,15 @@ class DreamBoothCLI(LightningCLI):
                 raise InputError(f"there is no state in {whose}; name another run, or leave out --ckpt_path")
             # With `last`, the name has said whose state draws, and is taken.
             own = None if config.ckpt_path == "last" else config.name
-            if self.subcommand == "test":  # goes on with its own pictures, and refuses what is not its own
+            if self.subcommand == "test":  # goes on with its own images, and refuses what is not its own
                 self.folder = RUNS / (own or f"test-{config.benchmark.subject}")
             else:
-                self.folder = take_folder(own, str(self.subcommand), None)
+                self.folder = run_folder(own, str(self.subcommand), None)
         elif begins:
             self.folder = RUNS / (config.name or default)
             print(f"{self.folder} has no state yet: it begins at step 0", file=sys.stderr)
         else:
-            self.folder = take_folder(config.name, default, self.state_path)
+            self.folder = run_folder(config.name, default, self.state_path)
         config.ckpt_path = None if self.state_path is None else str(self.state_path)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -107,7 +107,7 @@ class DreamBoothCLI(LightningCLI):
         kwargs["default_root_dir"] = str(self.folder)
         callbacks = given.get("callbacks") or []
         # Logged first, and ended first if a signal came; the samples and the state of a step come after.
-        first = [Watch(), self.interruption]
+        first = [TrainingMonitor(), self.graceful_stop]
         kwargs["callbacks"] = [*first, *(callbacks if isinstance(callbacks, list) else [callbacks])]
         kwargs["plugins"] = [*(given.get("plugins") or []), AtomicCheckpointIO()]
         if self.subcommand != "fit":
@@ -152,7 +152,7 @@ class DreamBoothCLI(LightningCLI):
         return parser.dump(self.config[self.subcommand], skip_none=False)
 
     @property
-    def keep(self) -> Keep:
+    def keep(self) -> Checkpointing:
         """The section `checkpoint`."""
         return self._get(self.config_init, "checkpoint")
 
@@ -173,7 +173,7 @@ class DreamBoothCLI(LightningCLI):
         self._check_shares(len(self.datamodule.probe_batches), "fidelity.batch_size")
 
     def before_test(self) -> None:
-        """Checks what is to be tested, and plans the pictures that are not there yet."""
+        """Checks what is to be tested, and plans the images that are not there yet."""
         self._check_base()
         encoders = [encoder for encoder in (self.fidelity.clip, self.fidelity.dino) if encoder]
         self.benchmark.plan(self.datamodule, self.folder, encoders, self.state_path, str(self.trainer.precision))
@@ -201,7 +201,7 @@ class DreamBoothCLI(LightningCLI):
         """Says what was achieved and where it lies."""
         if self.trainer.is_global_zero:
             self._summarize()
-        number = self.interruption.agreed
+        number = self.graceful_stop.agreed
         if number:
             raise Stopped(
                 number,
@@ -227,22 +227,22 @@ class DreamBoothCLI(LightningCLI):
         export = next((folder for folder in chosen if folder.is_dir()), newest_first(self.folder / EXPORTS)[0])
         print(
             f"{self.folder.name}: {steps} steps in {minutes} min {seconds} s, last loss {float(loss):.4f}, {moved}; "
-            f"pictures in {self.folder / SAMPLES}, log: tensorboard --logdir {RUNS}, pipeline in {export}"
+            f"images in {self.folder / SAMPLES}, log: tensorboard --logdir {RUNS}, pipeline in {export}"
         )
 
     def after_validate(self) -> None:
         """Shows the figures, and says where they lie."""
         if self.trainer.is_global_zero:
-            print(figures_table(self.fidelity.history[-1], self.fidelity.untuned, self.fidelity.ceiling))
-            print(f"{self.folder.name}: figures in {self.folder / TABLE}, pictures in {self.folder / VALIDATION}")
+            print(metrics_table(self.fidelity.history[-1], self.fidelity.untuned, self.fidelity.ceiling))
+            print(f"{self.folder.name}: figures in {self.folder / TABLE}, images in {self.folder / VALIDATION}")
 
     def after_test(self) -> None:
         """Measures what all processes have drawn."""
         if self.trainer.is_global_zero:
             print(self.benchmark.measure(self.trainer.strategy.root_device))
-            print(f"{self.folder.name}: a row per picture in {self.folder}/pictures.csv, the table in summary.md")
+            print(f"{self.folder.name}: a row per image in {self.folder}/images.csv, the table in summary.md")
 
     def after_predict(self) -> None:
-        """Says where the pictures lie."""
+        """Says where the images lie."""
         if self.trainer.is_global_zero:
-            print(f"{self.folder.name}: {len(self.datamodule.requests)} pictures and grid.png in {self.folder}")
+            print(f"{self.folder.name}: {len(self.datamodule.requests)} images and grid.png in {self.folder}")

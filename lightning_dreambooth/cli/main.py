@@ -11,7 +11,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from lightning_dreambooth.callbacks.signals import SIGNALS, Interruption
+from lightning_dreambooth.callbacks.signals import SIGNALS, GracefulStop
 from lightning_dreambooth.cli.commands import DreamBoothCLI
 from lightning_dreambooth.datamodule import DreamBoothData
 from lightning_dreambooth.errors import InputError, Stopped, TrainingError
@@ -45,7 +45,7 @@ class LogConfig(SaveConfigCallback):
             trainer.logger.experiment.add_text("config", f"```yaml\n{text}\n```")
 
 
-class LookedAt(DreamBoothCLI):
+class DryRunCLI(DreamBoothCLI):
     """`fit` up to where it would begin: what can be told without a model is looked at, nothing is written."""
 
     def _set_seed(self) -> None:
@@ -71,27 +71,27 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def look_at(words: list[str]) -> DreamBoothCLI:
+def build_job(words: list[str]) -> DreamBoothCLI:
     """The words after `fit` => its trainer, module and data, neither loaded nor begun.
 
     Raises:
         InputError: if `fit` would end with it before a model is loaded.
     """
     try:
-        return LookedAt(Interruption(), args=["fit", *words], **OPTIONS)
+        return DryRunCLI(GracefulStop(), args=["fit", *words], **OPTIONS)
     except ArgumentError as error:
         raise InputError(str(error)) from error
 
 
 @contextmanager
-def front_door(interruption: Interruption) -> Iterator[None]:
+def exit_on_error(graceful_stop: GracefulStop) -> Iterator[None]:
     """Wrong input ends in one line and exit code 2, a failed run in one line and exit code 1.
 
     What a signal has ended says so, and exits with 128 + the signal's number.
     """
     before = [signal.getsignal(number) for number in SIGNALS]
     try:
-        interruption.listen()
+        graceful_stop.listen()
         yield
     except (InputError, ArgumentError) as error:
         sys.exit(_complain(error, 2))
@@ -107,9 +107,9 @@ def front_door(interruption: Interruption) -> Iterator[None]:
 
 def main(args: list[str] | None = None) -> DreamBoothCLI:
     """Runs a verb."""
-    interruption = Interruption()
-    with front_door(interruption):
-        return DreamBoothCLI(interruption, args=args, **OPTIONS)
+    graceful_stop = GracefulStop()
+    with exit_on_error(graceful_stop):
+        return DreamBoothCLI(graceful_stop, args=args, **OPTIONS)
 
 
 def _complain(error: BaseException, code: int) -> int:

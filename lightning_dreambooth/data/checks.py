@@ -7,22 +7,22 @@ from pathlib import Path
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from lightning_dreambooth.data.concepts import Concept, class_pictures, held_out_pictures, instance_pictures
-from lightning_dreambooth.data.images import near_identical, read_picture
+from lightning_dreambooth.data.concepts import Concept, class_images_of, held_out_images, instance_images
+from lightning_dreambooth.data.images import near_identical, read_image
 from lightning_dreambooth.errors import InputError, InputWarning
 from lightning_dreambooth.models.stable_diffusion import cut_off
 
-HANDFUL = 200  # more instance pictures than this are not compared with each other
+MAX_COMPARED = 200  # more instance images than this are not compared with each other
 
 
 def check_resolution(resolution_px: int, vae_factor: int) -> None:
-    """Raises InputError if pictures of that side cannot be encoded."""
+    """Raises InputError if images of that side cannot be encoded."""
     if resolution_px % vae_factor:
         raise InputError(f"data.resolution is {resolution_px}, must be a multiple of the VAE's factor {vae_factor}")
 
 
 def check_concepts(concepts: Sequence[Concept], needs_class: bool, resolution_px: int) -> None:
-    """Looks at each concept and its pictures, and whether they get along with each other.
+    """Looks at each concept and its images, and whether they get along with each other.
 
     Raises:
         InputError: if they cannot be trained on.
@@ -38,7 +38,7 @@ def check_concepts(concepts: Sequence[Concept], needs_class: bool, resolution_px
 
 
 def check_concept(concept: Concept, needs_class: bool, resolution_px: int) -> None:
-    """Looks at a concept and at each of its instance pictures.
+    """Looks at a concept and at each of its instance images.
 
     Raises:
         InputError: if it cannot be trained on.
@@ -58,34 +58,34 @@ def check_concept(concept: Concept, needs_class: bool, resolution_px: int) -> No
         raise InputError(f"{concept.class_data_dir} is class_data_dir and instance_data_dir; give each its own folder")
     if concept.identifier and concept.identifier not in concept.instance_prompt:
         warn(f"the identifier {concept.identifier!r} does not occur in the prompt {concept.instance_prompt!r}")
-    pictures, skipped = instance_pictures(concept)
-    if not pictures:
-        raise InputError(f"{concept.instance_data_dir} holds no pictures; put 3 to 20 of the subject there")
+    images, skipped = instance_images(concept)
+    if not images:
+        raise InputError(f"{concept.instance_data_dir} holds no images; put 3 to 20 of the subject there")
     if skipped:
-        warn(f"{concept.instance_data_dir}: skipped {skipped} files that are no pictures")
-    _look_at([picture.path for picture in pictures], resolution_px)
-    if concept.held_out_dir and not held_out_pictures(concept):
-        raise InputError(f"{concept.held_out_dir} is held_out_dir and holds no pictures; put some there")
-    for picture in held_out_pictures(concept) + (class_pictures(concept)[0] if needs_class else []):
-        read_picture(picture.path)
+        warn(f"{concept.instance_data_dir}: skipped {skipped} files that are no images")
+    _look_at([image.path for image in images], resolution_px)
+    if concept.held_out_dir and not held_out_images(concept):
+        raise InputError(f"{concept.held_out_dir} is held_out_dir and holds no images; put some there")
+    for image in held_out_images(concept) + (class_images_of(concept)[0] if needs_class else []):
+        read_image(image.path)
 
 
 def _look_at(paths: list[Path], resolution_px: int) -> None:
     seen = []
     for path in paths:
-        picture = read_picture(path)
-        if min(picture.size) < resolution_px:
-            warn(f"{path} is {picture.width} x {picture.height} px, smaller than the resolution {resolution_px}")
-        if len(paths) <= HANDFUL:
-            seen.append(picture.resize((64, 64), Image.Resampling.BOX))
+        image = read_image(path)
+        if min(image.size) < resolution_px:
+            warn(f"{path} is {image.width} x {image.height} px, smaller than the resolution {resolution_px}")
+        if len(paths) <= MAX_COMPARED:
+            seen.append(image.resize((64, 64), Image.Resampling.BOX))
     for i, j in near_identical(seen):
-        warn(f"{paths[i]} and {paths[j]} are nearly the same picture, which counts double")
+        warn(f"{paths[i]} and {paths[j]} are nearly the same image, which counts double")
 
 
 def check_enough(sets: Sequence[Sequence[object]], wanted: int | None) -> None:
-    """Raises InputError if a concept has fewer instance pictures than are asked for."""
+    """Raises InputError if a concept has fewer instance images than are asked for."""
     if wanted is not None and (fewest := min(map(len, sets))) < wanted:
-        raise InputError(f"data.num_instance_images is {wanted}, there are {fewest}; lower it, or add pictures")
+        raise InputError(f"data.num_instance_images is {wanted}, there are {fewest}; lower it, or add images")
 
 
 def check_lengths(prompts: Iterable[str], tokenizer: CLIPTokenizer) -> None:
@@ -99,7 +99,7 @@ def check_lengths(prompts: Iterable[str], tokenizer: CLIPTokenizer) -> None:
 
 
 def check_same(before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Warns if pictures or prompts, each given as its name and digest, are not those that a state was trained on."""
+    """Warns if images or prompts, each given as its name and digest, are not those that a state was trained on."""
     if changed := sorted({name for name, _ in before.items() ^ now.items()}):
         warn(f"the state was trained on other {', '.join(changed)}; training goes on with those given now")
 

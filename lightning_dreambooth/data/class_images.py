@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_dreambooth import randomness
-from lightning_dreambooth.data.concepts import Concept, class_pictures
-from lightning_dreambooth.data.image_store import Wanted
+from lightning_dreambooth.data.concepts import Concept, class_images_of
+from lightning_dreambooth.data.image_store import ImageJob
 from lightning_dreambooth.data.image_store import fill as fill_folder
 from lightning_dreambooth.diffusion.sampling import Request
 from lightning_dreambooth.errors import InputError
@@ -17,7 +17,7 @@ from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 MANIFEST = "class_images.json"
 
 
-class Recipe(NamedTuple):
+class ClassImageRecipe(NamedTuple):
     """How class images are made, the same for every one of a folder but for the seed."""
 
     prompt: str
@@ -29,10 +29,10 @@ class Recipe(NamedTuple):
     model: str
 
 
-def plan(concept: Concept, wanted: int, recipe: Recipe, seed: int) -> list[Wanted]:
+def plan(concept: Concept, wanted: int, recipe: ClassImageRecipe, seed: int) -> list[ImageJob]:
     """What a concept's class folder still lacks; writes nothing.
 
-    Pictures that the manifest does not name are the user's own and count.
+    Images that the manifest does not name are the user's own and count.
 
     Raises:
         InputError: if the folder's class images were made by another recipe.
@@ -42,20 +42,20 @@ def plan(concept: Concept, wanted: int, recipe: Recipe, seed: int) -> list[Wante
         present = set()
     else:
         _check_manifest(folder / MANIFEST, recipe)
-        present = {picture.path.name for picture in class_pictures(concept)[0]}
+        present = {image.path.name for image in class_images_of(concept)[0]}
     lacking = wanted - len(present)
-    missing: list[Wanted] = []
+    missing: list[ImageJob] = []
     number = 0
     while len(missing) < lacking:
         if (name := f"{number:05d}.png") not in present:
             drawn_seed = int(randomness.integers(seed, f"class image {recipe.prompt}", [number], 2**31 - 1))
             request = Request(recipe.prompt, drawn_seed, *recipe[1:4], recipe.sampler)  # type: ignore[arg-type]
-            missing.append(Wanted(folder / name, request))
+            missing.append(ImageJob(folder / name, request))
         number += 1
     return missing
 
 
-def _check_manifest(manifest: Path, recipe: Recipe) -> None:
+def _check_manifest(manifest: Path, recipe: ClassImageRecipe) -> None:
     if not manifest.is_file():
         return
     made_by = _read_manifest(manifest)["recipe"]
@@ -75,8 +75,8 @@ def _read_manifest(manifest: Path) -> dict[str, dict[str, Any]]:
         raise InputError(f"{manifest} is no manifest of class images ({error!r}); remove it or its folder") from error
 
 
-def write_manifest(missing: Sequence[Wanted], recipe: Recipe) -> None:
-    """Records the plan before the first picture is drawn, so that no picture is ever without its record."""
+def write_manifest(missing: Sequence[ImageJob], recipe: ClassImageRecipe) -> None:
+    """Records the plan before the first image is drawn, so that no image is ever without its record."""
     manifest = missing[0].path.parent / MANIFEST
     seeds = _read_manifest(manifest)["seeds"] if manifest.is_file() else {}
     seeds |= {path.name: request.seed for path, request in missing}
@@ -85,7 +85,12 @@ def write_manifest(missing: Sequence[Wanted], recipe: Recipe) -> None:
 
 
 def fill(
-    concept: Concept, wanted: int, recipe: Recipe, seed: int, model: Callable[[], StableDiffusion], batch_size: int
+    concept: Concept,
+    wanted: int,
+    recipe: ClassImageRecipe,
+    seed: int,
+    model: Callable[[], StableDiffusion],
+    batch_size: int,
 ) -> None:
     """Draws the class images that a concept lacks, shared out among all processes; asks for the model only if any are.
 

@@ -1,11 +1,11 @@
-"""What is learned: concepts from flags or from a `concepts_list.json`, and their pictures with prompts. No torch."""
+"""What is learned: concepts from flags or from a `concepts_list.json`, and their images with prompts. No torch."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from lightning_dreambooth.data.images import list_pictures, read_caption
+from lightning_dreambooth.data.images import list_images, read_caption
 from lightning_dreambooth.errors import InputError
 
 
@@ -14,14 +14,14 @@ class Concept:
     """One subject or style, with the keys of the reference's `concepts_list.json`.
 
     Args:
-        instance_prompt: Prompt of the instance pictures that have no caption file of their own.
-        instance_data_dir: Folder of the instance pictures.
-        class_prompt: Prompt of the class pictures; needed while the prior is on.
-        class_data_dir: Folder of the class pictures, filled when it holds too few; needed while the prior is on.
+        instance_prompt: Prompt of the instance images that have no caption file of their own.
+        instance_data_dir: Folder of the instance images.
+        class_prompt: Prompt of the class images; needed while the prior is on.
+        class_data_dir: Folder of the class images, filled when it holds too few; needed while the prior is on.
         identifier: The rare word that stands for the subject or style.
-        num_class_images: How many class pictures this concept trains on, if other than the rest.
+        num_class_images: How many class images this concept trains on, if other than the rest.
         weight: How many of every `sum of weights` samples come from this concept.
-        held_out_dir: Folder of further instance pictures, never trained on; their loss tells learning from copying.
+        held_out_dir: Folder of further instance images, never trained on; their loss tells learning from copying.
     """
 
     instance_prompt: str
@@ -35,8 +35,8 @@ class Concept:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A training picture and the prompt it is trained with."""
+class TrainingImage:
+    """A training image and the prompt it is trained with."""
 
     path: Path
     prompt: str
@@ -80,25 +80,25 @@ def _concept(entry: dict[str, object], where: str) -> Concept:
     return Concept(**entry)  # type: ignore[arg-type]
 
 
-def instance_pictures(concept: Concept) -> tuple[list[Picture], int]:
-    """The instance pictures with their prompts, and the number of files that are no pictures."""
-    return _pictures(concept.instance_data_dir, concept.instance_prompt)
+def instance_images(concept: Concept) -> tuple[list[TrainingImage], int]:
+    """The instance images with their prompts, and the number of files that are no images."""
+    return _images(concept.instance_data_dir, concept.instance_prompt)
 
 
-def class_pictures(concept: Concept) -> tuple[list[Picture], int]:
-    """The class pictures with their prompts, none before the first run, and the number of other files."""
+def class_images_of(concept: Concept) -> tuple[list[TrainingImage], int]:
+    """The class images with their prompts, none before the first run, and the number of other files."""
     if not Path(str(concept.class_data_dir)).is_dir():
         return [], 0
-    return _pictures(str(concept.class_data_dir), str(concept.class_prompt))
+    return _images(str(concept.class_data_dir), str(concept.class_prompt))
 
 
-def held_out_pictures(concept: Concept) -> list[Picture]:
-    """The instance pictures that are kept back, none if there is no folder of them."""
-    return _pictures(concept.held_out_dir, concept.instance_prompt)[0] if concept.held_out_dir else []
+def held_out_images(concept: Concept) -> list[TrainingImage]:
+    """The instance images that are kept back, none if there is no folder of them."""
+    return _images(concept.held_out_dir, concept.instance_prompt)[0] if concept.held_out_dir else []
 
 
-def _pictures(folder: str, prompt: str) -> tuple[list[Picture], int]:
+def _images(folder: str, prompt: str) -> tuple[list[TrainingImage], int]:
     if not Path(folder).is_dir():
-        raise InputError(f"{folder} is not a folder; name one that holds pictures")
-    paths, skipped = list_pictures(Path(folder))
-    return [Picture(path, read_caption(path, prompt)) for path in paths], skipped
+        raise InputError(f"{folder} is not a folder; name one that holds images")
+    paths, skipped = list_images(Path(folder))
+    return [TrainingImage(path, read_caption(path, prompt)) for path in paths], skipped

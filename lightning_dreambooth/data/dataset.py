@@ -1,4 +1,4 @@
-"""Which pictures make which sample: pairs of instance and class rows as a pure function of the sample index."""
+"""Which images make which sample: pairs of instance and class rows as a pure function of the sample index."""
 
 import hashlib
 import time
@@ -11,50 +11,53 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_dreambooth import randomness
-from lightning_dreambooth.data.concepts import Concept, Picture, class_pictures, instance_pictures
+from lightning_dreambooth.data.concepts import Concept, TrainingImage, class_images_of, instance_images
 from lightning_dreambooth.data.images import View
-from lightning_dreambooth.data.latents import LatentCache, read_bytes
+from lightning_dreambooth.data.latents import LatentCache, load_pixels
 from lightning_dreambooth.files import sha256
 
-RANDOM_CROPS = 8  # places a random crop chooses from, so that cached and live pictures are the same
+RANDOM_CROPS = 8  # places a random crop chooses from, so that cached and live images are the same
 
 
-class ConceptPictures(NamedTuple):
-    """The pictures of one concept; `classes` is empty while the prior is off."""
+class ConceptImages(NamedTuple):
+    """The images of one concept; `classes` is empty while the prior is off."""
 
-    instances: list[Picture]
-    classes: list[Picture]
+    instances: list[TrainingImage]
+    classes: list[TrainingImage]
     weight: int = 1
 
 
-def listed(concepts: Sequence[Concept], class_images: int, instance_images: int | None = None) -> list[ConceptPictures]:
-    """The pictures of each concept, with so many of its class unless it names a number itself; 0 is without a class.
+def concept_images(
+    concepts: Sequence[Concept], num_class_images: int, num_instance_images: int | None = None
+) -> list[ConceptImages]:
+    """The images of each concept, with so many of its class unless it names a number itself; 0 is without a class.
 
-    Of the instance pictures the first so many, by name; None takes all.
+    Of the instance images the first so many, by name; None takes all.
     """
     sets = []
     for concept in concepts:
-        classes = class_pictures(concept)[0][: concept.num_class_images or class_images] if class_images else []
-        sets.append(ConceptPictures(instance_pictures(concept)[0][:instance_images], classes, concept.weight))
+        wanted = concept.num_class_images or num_class_images
+        classes = class_images_of(concept)[0][:wanted] if num_class_images else []
+        sets.append(ConceptImages(instance_images(concept)[0][:num_instance_images], classes, concept.weight))
     return sets
 
 
-def digests(concepts: Sequence[ConceptPictures]) -> dict[str, str]:
-    """What is learned, by name: SHA-256 of the pictures' contents and of their prompts, 16 hex digits each."""
+def data_digests(concepts: Sequence[ConceptImages]) -> dict[str, str]:
+    """What is learned, by name: SHA-256 of the images' contents and of their prompts, 16 hex digits each."""
     found = {}
     for number, concept in enumerate(concepts, start=1):
-        for half, pictures in {"instance": concept.instances, "class": concept.classes}.items():
-            contents, prompts = [sha256(picture.path) for picture in pictures], [picture.prompt for picture in pictures]
-            for name, words in {"pictures": contents, "prompts": prompts}.items():
+        for half, images in {"instance": concept.instances, "class": concept.classes}.items():
+            contents, prompts = [sha256(image.path) for image in images], [image.prompt for image in images]
+            for name, words in {"images": contents, "prompts": prompts}.items():
                 digest = hashlib.sha256("\0".join(words).encode()).hexdigest()
                 found[f"{half} {name} of concept {number}"] = digest[:16]
     return found
 
 
 class Row(NamedTuple):
-    """One picture as the UNet learns it: moments or bytes, embeddings or token ids."""
+    """One image as the UNet learns it: moments or bytes, embeddings or token ids."""
 
-    picture: Shaped[Tensor, "c h w"]
+    image: Shaped[Tensor, "c h w"]
     text: Shaped[Tensor, "tokens ..."]
 
 
@@ -68,18 +71,18 @@ class Sample(NamedTuple):
 class Batch(NamedTuple):
     """B samples as `rows`: B instance rows, then B class rows if there are any.
 
-    `numbers` are the indices of the B samples. `pictures` are moments [rows, 2c, h, w] if latents are cached, else
+    `numbers` are the indices of the B samples. `images` are moments [rows, 2c, h, w] if latents are cached, else
     bytes [rows, 3, height, width]; `texts` are embeddings [rows, tokens, width] if the text encoder is frozen, else
     token ids [rows, tokens].
     """
 
     numbers: list[int]
-    pictures: Shaped[Tensor, "rows c h w"]
+    images: Shaped[Tensor, "rows c h w"]
     texts: Shaped[Tensor, "rows tokens ..."]
 
 
 def views_of(crop: Literal["center", "random"], flip: bool, seed: int) -> list[View]:
-    """The ways in which each picture is seen."""
+    """The ways in which each image is seen."""
     if crop == "center":
         spots: list[tuple[float, ...]] = [(0.5, 0.5)]
     else:
@@ -94,21 +97,21 @@ def concept_cycle(weights: Sequence[int]) -> list[tuple[int, int]]:
 
 
 class PairDataset(Dataset[Sample]):
-    """Maps a sample index to its rows; every instance picture of a concept is seen equally often.
+    """Maps a sample index to its rows; every instance image of a concept is seen equally often.
 
     Args:
-        concepts: The pictures of each concept.
+        concepts: The images of each concept.
         texts: Token ids or embeddings of every prompt and of the empty one.
-        views: How pictures are seen; each row draws one.
+        views: How images are seen; each row draws one.
         resolution_px: Side of the squares that are trained on.
         caption_dropout: Probability in [0, 1] that a row is trained with the empty prompt (Ho & Salimans 2022).
         seed: Seed of order, views and dropout.
-        cache: Where encoded pictures are; None reads the files instead.
+        cache: Where encoded images are; None reads the files instead.
     """
 
     def __init__(
         self,
-        concepts: Sequence[ConceptPictures],
+        concepts: Sequence[ConceptImages],
         texts: Mapping[str, Tensor],
         views: Sequence[View],
         resolution_px: int,
@@ -125,8 +128,8 @@ class PairDataset(Dataset[Sample]):
         self.cache = cache
         self.cycle = concept_cycle([concept.weight for concept in concepts])
 
-    def pictures(self, index: int) -> tuple[Picture, ...]:
-        """The instance picture of a sample and, while the prior is on, the class picture it is paired with."""
+    def images(self, index: int) -> tuple[TrainingImage, ...]:
+        """The instance image of a sample and, while the prior is on, the class image it is paired with."""
         turn, slot = divmod(index, len(self.cycle))
         c, j = self.cycle[slot]
         instances, classes, weight = self.concepts[c]
@@ -137,23 +140,23 @@ class PairDataset(Dataset[Sample]):
         return tuple(pair)
 
     def __getitem__(self, index: int) -> Sample:
-        rows = zip(("instance", "class"), self.pictures(index), strict=False)
-        return Sample(index, tuple(self._row(index, half, picture) for half, picture in rows))
+        rows = zip(("instance", "class"), self.images(index), strict=False)
+        return Sample(index, tuple(self._row(index, half, image) for half, image in rows))
 
-    def _row(self, index: int, half: str, picture: Picture) -> Row:
+    def _row(self, index: int, half: str, image: TrainingImage) -> Row:
         view = self.views[int(randomness.integers(self.seed, f"view {half}", [index], len(self.views)))]
         dropped = randomness.chance(self.seed, f"caption dropout {half}", index, self.caption_dropout)
-        text = self.texts["" if dropped else picture.prompt]
+        text = self.texts["" if dropped else image.prompt]
         if self.cache is None:
-            return Row(read_bytes(picture.path, view, self.resolution_px), text)
-        return Row(self.cache.get(picture.path, view), text)
+            return Row(load_pixels(image.path, view, self.resolution_px), text)
+        return Row(self.cache.get(image.path, view), text)
 
     def collate(self, samples: list[Sample]) -> Batch:
         """Samples => batch, instance rows first."""
         rows = [row for half in zip(*(sample.rows for sample in samples), strict=True) for row in half]
         return Batch(
             numbers=[sample.number for sample in samples],
-            pictures=torch.stack([row.picture for row in rows]),
+            images=torch.stack([row.image for row in rows]),
             texts=torch.stack([row.text for row in rows]),
         )
 

@@ -1,4 +1,4 @@
-"""Files to pictures and back: which files count, how they are read, cropped, tiled and written. Plain PIL, no torch."""
+"""Files to images and back: which files count, how they are read, cropped, tiled and written. Plain PIL, no torch."""
 
 import math
 import warnings
@@ -16,19 +16,19 @@ from lightning_dreambooth.files import replaced
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # whatever a file is called, it is read as one of these
 MAX_PIXELS = 8192 * 8192  # a quarter of a gigabyte once decoded
-ALIKE = 8.0  # mean difference of 16 x 16 thumbnails, of 255: a recompressed or slightly cropped copy stays below
+NEARLY_EQUAL = 8.0  # mean difference of 16 x 16 thumbnails, of 255: a recompressed or slightly cropped copy stays below
 
 
 class View(NamedTuple):
-    """One way to see a picture: mirrored or not, and where the square lies (0 left or top ... 1 right or bottom)."""
+    """One way to see an image: mirrored or not, and where the square lies (0 left or top ... 1 right or bottom)."""
 
     flip: bool = False
     x: float = 0.5
     y: float = 0.5
 
 
-def list_pictures(folder: Path) -> tuple[list[Path], int]:
-    """The pictures directly in a folder, sorted by name, and how many other files there are besides captions.
+def list_images(folder: Path) -> tuple[list[Path], int]:
+    """The images directly in a folder, sorted by name, and how many other files there are besides captions.
 
     Raises:
         InputError: if a file is a link to somewhere else: what is trained on lies in the folder.
@@ -37,9 +37,9 @@ def list_pictures(folder: Path) -> tuple[list[Path], int]:
     for path in files:
         if path.is_symlink() and not _stays_in(folder, path):
             raise InputError(f"{path} is a link out of its folder, to {path.readlink()}; put a copy there")
-    pictures = [path for path in files if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+    images = [path for path in files if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
     captions = [path for path in files if path.suffix == ".txt"]
-    return pictures, len(files) - len(pictures) - len(captions)
+    return images, len(files) - len(images) - len(captions)
 
 
 def _stays_in(folder: Path, link: Path) -> bool:
@@ -61,16 +61,16 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path} is no text in UTF-8 ({error}); save it as such") from error
 
 
-def read_caption(picture: Path, otherwise: str) -> str:
-    """The caption in `name.txt` or `name.png.txt` beside a picture, else the concept's prompt."""
-    for path in (picture.with_suffix(".txt"), picture.with_name(picture.name + ".txt")):
+def read_caption(image: Path, otherwise: str) -> str:
+    """The caption in `name.txt` or `name.png.txt` beside an image, else the concept's prompt."""
+    for path in (image.with_suffix(".txt"), image.with_name(image.name + ".txt")):
         if path.is_file():
             return " ".join(read_text(path).split())
     return otherwise
 
 
-def read_picture(path: Path) -> Image.Image:
-    """A file => an upright RGB picture: EXIF rotation applied, transparency on white, palettes and 16 bit converted.
+def read_image(path: Path) -> Image.Image:
+    """A file => an upright RGB image: EXIF rotation applied, transparency on white, palettes and 16 bit converted.
 
     Raises:
         InputError: if it is broken, or larger than MAX_PIXELS, which is measured before it is decoded.
@@ -83,28 +83,28 @@ def read_picture(path: Path) -> Image.Image:
                     return _upright(file)
         size = f"{file.width} x {file.height} px, more than {MAX_PIXELS:,} in all"
     except Exception as error:  # what decoders of broken or hostile files end in is not for us to foresee
-        raise InputError(f"{path} cannot be read as a picture ({error}); repair or remove it") from error
+        raise InputError(f"{path} cannot be read as an image ({error}); repair or remove it") from error
     raise InputError(f"{path} is {size}; make it smaller")
 
 
 def _upright(file: Image.Image) -> Image.Image:
-    picture = ImageOps.exif_transpose(file)
-    picture.load()
-    if picture.mode.startswith("I;16"):
-        picture = Image.fromarray((np.asarray(picture).astype(np.uint32) >> 8).astype(np.uint8))
-    elif picture.mode in ("I", "F"):  # 16-bit greys that PIL widens to 32
-        picture = Image.fromarray((np.asarray(picture).clip(0, 65535) / 257).astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
-    return picture.convert("RGB")
+    image = ImageOps.exif_transpose(file)
+    image.load()
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):  # 16-bit greys that PIL widens to 32
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("RGB")
 
 
-def near_identical(pictures: Sequence[Image.Image]) -> list[tuple[int, int]]:
-    """Pairs of places at which the same picture seems to stand twice."""
-    small = [picture.resize((16, 16), Image.Resampling.BOX) for picture in pictures]
-    pixels = np.array([np.asarray(picture, dtype=np.float32).ravel() for picture in small])
+def near_identical(images: Sequence[Image.Image]) -> list[tuple[int, int]]:
+    """Pairs of places at which the same image seems to stand twice."""
+    small = [image.resize((16, 16), Image.Resampling.BOX) for image in images]
+    pixels = np.array([np.asarray(image, dtype=np.float32).ravel() for image in small])
     far = [np.abs(pixels[i + 1 :] - pixels[i]).mean(1) for i in range(len(pixels))]
-    return [(i, i + 1 + int(j)) for i, row in enumerate(far) for j in np.flatnonzero(row < ALIKE)]
+    return [(i, i + 1 + int(j)) for i, row in enumerate(far) for j in np.flatnonzero(row < NEARLY_EQUAL)]
 
 
 def square_box(width: int, height: int, view: View) -> tuple[int, int, int, int]:
@@ -114,31 +114,31 @@ def square_box(width: int, height: int, view: View) -> tuple[int, int, int, int]
     return (left, top, left + side, top + side)
 
 
-def crop(picture: Image.Image, size_px: int, view: View) -> Image.Image:
+def crop(image: Image.Image, size_px: int, view: View) -> Image.Image:
     """The largest square at the view's place, resized to `size_px`, mirrored if the view says so."""
-    square = picture.resize((size_px, size_px), Image.Resampling.LANCZOS, square_box(*picture.size, view))
+    square = image.resize((size_px, size_px), Image.Resampling.LANCZOS, square_box(*image.size, view))
     return ImageOps.mirror(square) if view.flip else square
 
 
-def tile(pictures: Sequence[Image.Image], columns: int, labels: Sequence[str] = (), margin_px: int = 2) -> Image.Image:
-    """Equal pictures => one grid, row by row, with a label above each row if labels are given."""
-    width, height = pictures[0].size
-    rows = math.ceil(len(pictures) / columns)
+def tile(images: Sequence[Image.Image], columns: int, labels: Sequence[str] = (), margin_px: int = 2) -> Image.Image:
+    """Equal images => one grid, row by row, with a label above each row if labels are given."""
+    width, height = images[0].size
+    rows = math.ceil(len(images) / columns)
     label_px = 14 if labels else 0
     step_x, step_y = width + margin_px, height + margin_px + label_px
     grid = Image.new("RGB", (columns * step_x + margin_px, rows * step_y + margin_px), "white")
     draw = ImageDraw.Draw(grid)
-    for i, picture in enumerate(pictures):
-        grid.paste(picture, (margin_px + i % columns * step_x, margin_px + label_px + i // columns * step_y))
+    for i, image in enumerate(images):
+        grid.paste(image, (margin_px + i % columns * step_x, margin_px + label_px + i // columns * step_y))
     for row, label in enumerate(labels):
         draw.text((margin_px + 1, margin_px + row * step_y), label, fill="black")
     return grid
 
 
-def write_png(picture: Image.Image, path: Path, about: Mapping[str, object]) -> None:
+def write_png(image: Image.Image, path: Path, about: Mapping[str, object]) -> None:
     """Writes a PNG, all or nothing; `about` becomes text chunks that viewers show."""
     chunks = PngInfo()
     for key, value in about.items():
         chunks.add_itxt(key, str(value))
     with replaced(path) as beside:
-        picture.save(beside, format="PNG", pnginfo=chunks)
+        image.save(beside, format="PNG", pnginfo=chunks)

@@ -1,4 +1,4 @@
-"""What is encoded once: prompts, and pictures by content: another picture, crop, resolution or VAE is another entry."""
+"""What is encoded once: prompts, and images by content: another image, crop, resolution or VAE is another entry."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
@@ -12,8 +12,8 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
-from lightning_dreambooth.data.images import View, crop, read_picture, square_box
-from lightning_dreambooth.distributed import alone, anyone, merged, rank, share, wait
+from lightning_dreambooth.data.images import View, crop, read_image, square_box
+from lightning_dreambooth.distributed import any_rank, barrier, exclusive_folder, gather_dict, rank, shard
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.files import replaced, sha256
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
@@ -21,9 +21,9 @@ from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 Encode = Callable[[UInt8[Tensor, "rows 3 height width"]], Float[Tensor, "rows twice_c h w"]]
 
 
-def read_bytes(path: Path, view: View, resolution_px: int) -> UInt8[Tensor, "3 height width"]:
-    """A picture file, seen through a view => bytes in 0 ... 255."""
-    return pil_to_tensor(crop(read_picture(path), resolution_px, view))
+def load_pixels(path: Path, view: View, resolution_px: int) -> UInt8[Tensor, "3 height width"]:
+    """An image file, seen through a view => bytes in 0 ... 255."""
+    return pil_to_tensor(crop(read_image(path), resolution_px, view))
 
 
 def is_readable(file: Path) -> bool:
@@ -44,7 +44,7 @@ def embeddings(
 
 
 class LatentCache:
-    """The VAE's posterior (mean and standard deviation, not one sample) of pictures seen through views.
+    """The VAE's posterior (mean and standard deviation, not one sample) of images seen through views.
 
     Args:
         encoder: Names the VAE's weights and the precision they encode in.
@@ -62,14 +62,14 @@ class LatentCache:
     def key(self, path: Path, view: View) -> str:
         """Names an entry by all that decides it; views that cut the same square are one entry."""
         if path not in self.contents:
-            self.contents[path] = (sha256(path), *read_picture(path).size)
+            self.contents[path] = (sha256(path), *read_image(path).size)
         content, width, height = self.contents[path]
         box = square_box(width, height, view)
         about = f"{content} {box} {view.flip} {self.resolution_px} {self.encoder}"
         return hashlib.sha256(about.encode()).hexdigest()[:32]
 
     def get(self, path: Path, view: View) -> Float[Tensor, "twice_c h w"]:
-        """The posterior of one picture; it must have been filled in before."""
+        """The posterior of one image; it must have been filled in before."""
         key = self.key(path, view)
         return self.memory[key] if self.folder is None else load_file(self._file(key))["moments"]
 
@@ -78,24 +78,24 @@ class LatentCache:
         by_key = {self.key(path, view): (path, view) for path, view in wanted}
         if self.folder is None:
             self._encode(by_key, encode, batch_size)
-            self.memory = merged(self.memory)
+            self.memory = gather_dict(self.memory)
             return
-        if anyone(bool(self._missing(by_key))):
-            with alone(self.folder):
+        if any_rank(bool(self._missing(by_key))):
+            with exclusive_folder(self.folder):
                 self._encode(by_key, encode, batch_size)
         if absent := self._missing(by_key):
             raise InputError(f"{self._file(absent[0])} is written, but not here; name a cache_dir that all nodes share")
 
     def _encode(self, by_key: Mapping[str, tuple[Path, View]], encode: Encode, batch_size: int) -> None:
         missing = self._missing(by_key)
-        wait()
-        mine = [(key, by_key[key]) for key in share(missing)]
+        barrier()
+        mine = [(key, by_key[key]) for key in shard(missing)]
         silent = rank() > 0 or not mine
-        with tqdm(total=len(mine), desc="encoding pictures", unit="picture", disable=silent) as progress:
+        with tqdm(total=len(mine), desc="encoding images", unit="image", disable=silent) as progress:
             for start in range(0, len(mine), batch_size):
                 batch = mine[start : start + batch_size]
-                pictures = torch.stack([read_bytes(path, view, self.resolution_px) for _, (path, view) in batch])
-                for (key, _), moments in zip(batch, encode(pictures).cpu(), strict=True):
+                images = torch.stack([load_pixels(path, view, self.resolution_px) for _, (path, view) in batch])
+                for (key, _), moments in zip(batch, encode(images).cpu(), strict=True):
                     self._put(key, moments.clone(memory_format=torch.contiguous_format))
                 progress.update(len(batch))
 

@@ -23,7 +23,7 @@ NOISE_STEPS = 1000  # of every Stable Diffusion 1.x and 2.x
 
 
 class Request(NamedTuple):
-    """All that decides a picture besides the weights."""
+    """All that decides an image besides the weights."""
 
     prompt: str
     seed: int
@@ -34,7 +34,7 @@ class Request(NamedTuple):
 
 
 def check_request(request: Request) -> None:
-    """Raises InputError if a picture cannot be made so."""
+    """Raises InputError if an image cannot be made so."""
     if not 1 <= request.steps <= NOISE_STEPS:
         raise InputError(f"steps is {request.steps}, must lie in 1 ... {NOISE_STEPS}")
     if request.guidance_scale < 0:
@@ -51,8 +51,8 @@ def scheduler_for(model: StableDiffusion, sampler: Sampler) -> SchedulerMixin:
 @torch.no_grad()
 def sample(
     model: StableDiffusion, requests: Sequence[Request], resolution_px: int
-) -> Float[Tensor, "pictures 3 height width"]:
-    """Draws one square picture per request, in [0, 1], the same whether alone or in a batch.
+) -> Float[Tensor, "images 3 height width"]:
+    """Draws one square image per request, in [0, 1], the same whether alone or in a batch.
 
     Requests of one call share steps, guidance scale and sampler. The starting noise of each is drawn on the CPU from
     its own seed, as diffusers' pipeline does with `torch.Generator().manual_seed(seed)`.
@@ -86,7 +86,7 @@ def as_bytes(images: Float[Tensor, "n 3 height width"]) -> UInt8[Tensor, "n 3 he
         TrainingError: if the model has drawn NaN, which a file would show as black.
     """
     if not images.isfinite().all():
-        raise TrainingError("the model draws pictures that are not finite; try trainer.precision 32, or other weights")
+        raise TrainingError("the model draws images that are not finite; try trainer.precision 32, or other weights")
     return (images * 255).round().to(torch.uint8)
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from string import Formatter
 from typing import NamedTuple
 
-from lightning_dreambooth.data.images import list_pictures, read_text
+from lightning_dreambooth.data.images import list_images, read_text
 from lightning_dreambooth.errors import InputError
 
 PROMPTS_FILE = "prompts_and_classes.txt"
-LIVE = ("cat", "dog")  # classes whose subjects get the prompts with accessories and outfits
+LIVE_CLASSES = ("cat", "dog")  # classes whose subjects get the prompts with accessories and outfits
 
 
 class Subject(NamedTuple):
@@ -18,12 +18,12 @@ class Subject(NamedTuple):
 
     name: str
     class_name: str
-    pictures: list[Path]
+    images: list[Path]
     prompts: list[str]
 
 
 def subjects_of(folder: Path) -> list[str]:
-    """The subjects that the dataset knows and whose pictures are there.
+    """The subjects that the dataset knows and whose images are there.
 
     Raises:
         InputError: if the file is not of that form, or there are none.
@@ -35,21 +35,21 @@ def subjects_of(folder: Path) -> list[str]:
 
 
 def read_subject(folder: Path, name: str) -> Subject:
-    """A subject with its pictures and its 25 prompts.
+    """A subject with its images and its 25 prompts.
 
     Raises:
-        InputError: if the file is not of that form, or does not know the subject, or there are fewer than two pictures.
+        InputError: if the file is not of that form, or does not know the subject, or there are fewer than two images.
     """
     file = folder / PROMPTS_FILE
     classes, lists = _read(folder)
     if name not in classes:
         raise InputError(f"{file} knows no subject {name!r}; it knows {', '.join(classes)}")
     if not (folder / name).is_dir():
-        raise InputError(f"{folder / name} is not a folder; the pictures of the subject lie there")
-    pictures, _ = list_pictures(folder / name)
-    if len(pictures) < 2:
-        raise InputError(f"{folder / name} holds {len(pictures)} pictures; 2 or more are compared with each other")
-    return Subject(name, classes[name], pictures, prompts_of(lists[classes[name] in LIVE], file))
+        raise InputError(f"{folder / name} is not a folder; the images of the subject lie there")
+    images, _ = list_images(folder / name)
+    if len(images) < 2:
+        raise InputError(f"{folder / name} holds {len(images)} images; 2 or more are compared with each other")
+    return Subject(name, classes[name], images, prompts_of(lists[classes[name] in LIVE_CLASSES], file))
 
 
 def _read(folder: Path) -> tuple[dict[str, str], list[str]]:

@@ -23,8 +23,8 @@ from torchmetrics.functional.image.lpips import _LPIPS
 
 from lightning_dreambooth.errors import InputError
 
-BATCH = 64  # pictures or texts encoded at once
-DINO_CROP = 0.875  # the middle 224 of 256 px, as DINO's own evaluation sees pictures (arXiv:2104.14294)
+BATCH = 64  # images or texts encoded at once
+DINO_CROP = 0.875  # the middle 224 of 256 px, as DINO's own evaluation sees images (arXiv:2104.14294)
 SUFFIX = ".safetensors"
 
 
@@ -37,11 +37,11 @@ def _readable(what: str) -> Iterator[None]:
 
 
 class Encoder:
-    """A frozen network that turns pictures into embeddings; loaded when first used.
+    """A frozen network that turns images into embeddings; loaded when first used.
 
     Args:
         name: What tables and curves call it.
-        load: Gives the network and what pictures go through before it.
+        load: Gives the network and what images go through before it.
     """
 
     def __init__(self, name: str, load: Callable[[], tuple[nn.Module, Any]]) -> None:
@@ -60,7 +60,7 @@ class Encoder:
 
     @property
     def preprocessing(self) -> str:
-        """What pictures go through before the network, in words."""
+        """What images go through before the network, in words."""
         return "; ".join(" ".join(str(step).split()) for step in self._loaded[1].transforms)
 
     @contextmanager
@@ -73,10 +73,10 @@ class Encoder:
             self._loaded[0].to("cpu")
 
     @torch.no_grad()
-    def pictures(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
-        """Pictures of any size => embeddings on the CPU."""
+    def images(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
+        """Images of any size => embeddings on the CPU."""
         transform = self._loaded[1]
-        parts = [pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH)]
+        parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
         return torch.cat([self._run(torch.stack([transform(each) for each in part])) for part in parts])
 
     def _run(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
@@ -208,10 +208,10 @@ class Lpips:
         return network.requires_grad_(False).eval()
 
     @torch.no_grad()
-    def diversity(self, pictures: UInt8[Tensor, "n 3 height width"], device: torch.device) -> float:
-        """Mean distance of all pairs of pictures, 0 if they are equal."""
+    def diversity(self, images: UInt8[Tensor, "n 3 height width"], device: torch.device) -> float:
+        """Mean distance of all pairs of images, 0 if they are equal."""
         network = self.network.to(device)
-        pixels = pictures.to(device) / 127.5 - 1
+        pixels = images.to(device) / 127.5 - 1
         pairs = torch.tensor(list(combinations(range(len(pixels)), 2)), device=device).split(BATCH)
         distances = torch.cat([network(pixels[i], pixels[j]).flatten() for i, j in (part.T for part in pairs)])
         network.to("cpu")

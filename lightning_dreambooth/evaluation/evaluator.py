@@ -1,4 +1,4 @@
-"""Pictures to figures: which pictures are compared with which, what each figure could reach, and one score of them."""
+"""Images to figures: which images are compared with which, what each figure could reach, and one score of them."""
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -14,20 +14,20 @@ from lightning_dreambooth.evaluation import metrics
 from lightning_dreambooth.evaluation.encoders import Clip, Dino, Encoder, Lpips
 from lightning_dreambooth.evaluation.prompts import Probe
 
-LEAST_WAY = 0.02  # a part of the score whose two ends lie closer than this in cosine would be noise, and is left out
+MIN_RANGE = 0.02  # a part of the score whose two ends lie closer than this in cosine would be noise, and is left out
 
-Embeddings = Mapping[str, Float[Tensor, "n d"]]  # of the same pictures, by `clip` and `dino`
+Embeddings = Mapping[str, Float[Tensor, "n d"]]  # of the same images, by `clip` and `dino`
 
 
-class Judge:
-    """Measures pictures of a protocol against instance pictures and against the untuned model.
+class FidelityEvaluator:
+    """Measures images of a protocol against instance images and against the untuned model.
 
     Args:
-        probes: What is drawn, in the order in which pictures come to `measure`.
+        probes: What is drawn, in the order in which images come to `measure`.
         concepts: What is learned.
-        instances: Instance pictures of each concept.
+        instances: Instance images of each concept.
         instance_texts: What those show, in the encoder's words, of each concept.
-        before: Pictures of the untuned model for the same probes.
+        before: Images of the untuned model for the same probes.
         clip: Measures prompts and, without DINO, everything else.
         dino: Measures identity and drift.
         lpips: Measures diversity.
@@ -35,7 +35,7 @@ class Judge:
 
     Attributes:
         untuned: Figures of the untuned model.
-        ceiling: What instance pictures reach, by figure.
+        ceiling: What instance images reach, by figure.
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class Judge:
         self.tag = {figure: figure + stand_in for figure in ("dino", "pres", "drift", "nearest")}
         self.tag |= {"clip": "clip_i", "div": "div" if lpips else f"div/{name}"}
         self.identity = self.tag[self.eyes]
-        # Concepts that the prompts show; the others have no pictures to be measured.
+        # Concepts that the prompts show; the others have no images to be measured.
         self.shown = [c for c in range(len(concepts)) if self.of("instance", c)]
-        self.instances = [self.embed(pictures) for pictures in instances]
+        self.instances = [self.embed(images) for images in instances]
         if clip is not None:
             with clip.on(device):
                 self.texts = clip.texts([probe.text for probe in probes])
                 self.instance_texts = [clip.texts(texts) for texts in instance_texts]
-        self.before = self.embed([to_pil_image(picture) for picture in before])
+        self.before = self.embed([to_pil_image(image) for image in before])
         self.ceiling = self._ceiling()
         self.untuned = self.figures(self.before, before)
         self.untuned |= self.score(self.untuned)
@@ -74,21 +74,21 @@ class Judge:
         prompt = self.concepts[concept].class_prompt
         return [i for i, probe in enumerate(self.probes) if probe.kind == "class" and probe.request.prompt == prompt]
 
-    def embed(self, pictures: Sequence[Image.Image]) -> Embeddings:
-        """Pictures => embeddings by every encoder."""
+    def embed(self, images: Sequence[Image.Image]) -> Embeddings:
+        """Images => embeddings by every encoder."""
         embedded = {}
         for role, encoder in self.encoders.items():
             with encoder.on(self.device):
-                embedded[role] = encoder.pictures(pictures)
+                embedded[role] = encoder.images(images)
         return embedded
 
-    def measure(self, pictures: UInt8[Tensor, "n 3 h w"]) -> dict[str, float]:
-        """Pictures of all probes => figures by name, with the score and its parts."""
-        figures = self.figures(self.embed([to_pil_image(picture) for picture in pictures]), pictures)
+    def measure(self, images: UInt8[Tensor, "n 3 h w"]) -> dict[str, float]:
+        """Images of all probes => figures by name, with the score and its parts."""
+        figures = self.figures(self.embed([to_pil_image(image) for image in images]), images)
         return figures | self.score(figures)
 
-    def figures(self, embedded: Embeddings, pictures: UInt8[Tensor, "n 3 h w"]) -> dict[str, float]:
-        """Pictures of all probes => figures by name."""
+    def figures(self, embedded: Embeddings, images: UInt8[Tensor, "n 3 h w"]) -> dict[str, float]:
+        """Images of all probes => figures by name."""
         figures: dict[str, float] = {}
         for role in self.encoders:
             figures |= self._identity(self.tag[role], embedded[role], [own[role] for own in self.instances])
@@ -103,7 +103,7 @@ class Judge:
             figures[self.tag["drift"]] = metrics.drift(rows[others], self.before[self.eyes][others])
         nearest = [metrics.nearest(rows[self.of("instance", c)], instances[c]) for c in self.shown]
         figures[self.tag["nearest"]] = _mean(nearest)
-        figures[self.tag["div"]] = self._diversity(rows, pictures)
+        figures[self.tag["div"]] = self._diversity(rows, images)
         return figures
 
     def _identity(self, name: str, rows: Tensor, instances: Sequence[Tensor]) -> dict[str, float]:
@@ -120,16 +120,16 @@ class Judge:
             figures |= {f"{name}/{who[face]}_under_{who[c]}": value for (c, face), value in under.items()}
         return figures
 
-    def _diversity(self, rows: Tensor, pictures: Tensor) -> float:
-        """Of the pictures of one prompt, averaged over the prompts of the subject."""
+    def _diversity(self, rows: Tensor, images: Tensor) -> float:
+        """Of the images of one prompt, averaged over the prompts of the subject."""
         by_prompt = groupby(self.of("instance"), key=lambda i: self.probes[i].request.prompt)
         groups = [list(group) for _, group in by_prompt]
         if self.lpips is None:
             return metrics.diversity([rows[group] for group in groups])
-        return _mean([self.lpips.diversity(pictures[group], self.device) for group in groups])
+        return _mean([self.lpips.diversity(images[group], self.device) for group in groups])
 
     def _ceiling(self) -> dict[str, float]:
-        """What instance pictures reach when compared with each other, or with their own prompts."""
+        """What instance images reach when compared with each other, or with their own prompts."""
         own = [self.instances[c] for c in self.shown]
         ceiling = {
             self.tag[role]: _mean([metrics.self_similarity(each[role]) for each in own]) for role in self.encoders
@@ -138,30 +138,30 @@ class Judge:
         ceiling[self.tag["nearest"]] = _mean([metrics.nearest_other(each[self.eyes]) for each in own])
         if "clip" in self.encoders:
             pairs = [(self.instances[c]["clip"], self.instance_texts[c]) for c in self.shown]
-            ceiling["clip_t"] = _mean([metrics.prompt_similarity(pictures, texts) for pictures, texts in pairs])
+            ceiling["clip_t"] = _mean([metrics.prompt_similarity(images, texts) for images, texts in pairs])
         return ceiling
 
     def score(self, figures: Mapping[str, float]) -> dict[str, float]:
         """One score in [0, 1] that is high only if all of its parts are: their harmonic mean.
 
-        `identity`: how much of the way from the untuned model to the instance pictures is done; `prompt`: how much is
-        kept of the way from pictures of other prompts to those that the untuned model draws; `class`: how much is kept
+        `identity`: how much of the way from the untuned model to the instance images is done; `prompt`: how much is
+        kept of the way from images of other prompts to those that the untuned model draws; `class`: how much is kept
         of the class's distance from the instance. A part whose way is shorter than LEAST_WAY is left out; there is no
         score without `identity`.
         """
         untuned, pres, ceiling = self.untuned, self.tag["pres"], self.ceiling[self.identity]
-        if ceiling - untuned[self.identity] < LEAST_WAY:
+        if ceiling - untuned[self.identity] < MIN_RANGE:
             return {}
-        parts = {"score/identity": metrics.way(figures[self.identity], untuned[self.identity], ceiling)}
+        parts = {"score/identity": metrics.fraction_of_range(figures[self.identity], untuned[self.identity], ceiling)}
         floor = self._floor()
-        if floor is not None and untuned["clip_t"] - floor >= LEAST_WAY:
-            parts["score/prompt"] = metrics.way(figures["clip_t"], floor, untuned["clip_t"])
-        if pres in figures and ceiling - untuned[pres] >= LEAST_WAY:
-            parts["score/class"] = metrics.way(-figures[pres], -ceiling, -untuned[pres])
+        if floor is not None and untuned["clip_t"] - floor >= MIN_RANGE:
+            parts["score/prompt"] = metrics.fraction_of_range(figures["clip_t"], floor, untuned["clip_t"])
+        if pres in figures and ceiling - untuned[pres] >= MIN_RANGE:
+            parts["score/class"] = metrics.fraction_of_range(-figures[pres], -ceiling, -untuned[pres])
         return {"score": metrics.balance(parts)} | parts
 
     def _floor(self) -> float | None:
-        """Cosine of the untuned model's pictures of the subjects with the texts of unrelated prompts, not their own."""
+        """Cosine of the untuned model's images of the subjects with the texts of unrelated prompts, not their own."""
         subject, unrelated = self.of("instance"), self.of("unrelated")
         if "clip" not in self.encoders or not unrelated:
             return None

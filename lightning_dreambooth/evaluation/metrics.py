@@ -1,4 +1,4 @@
-"""Fidelity as pure functions of embeddings, and the metric that gathers pictures from all processes.
+"""Fidelity as pure functions of embeddings, and the metric that gathers images from all processes.
 
 Embeddings are rows [n, d] of an image or text encoder, of any length: every function compares directions.
 """
@@ -24,34 +24,34 @@ def cosines(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "
     """
     for rows in (a, b):
         if not len(rows):
-            raise ValueError("there are no embeddings to compare; at least one picture and one reference are needed")
+            raise ValueError("there are no embeddings to compare; at least one image and one reference are needed")
         if not rows.isfinite().all():
-            raise ValueError("embeddings are not finite; the pictures hold NaN or infinite values")
+            raise ValueError("embeddings are not finite; the images hold NaN or infinite values")
     return normalize(a.double(), dim=1) @ normalize(b.double(), dim=1).T
 
 
 def _without_self(square: Float[Tensor, "n n"]) -> Float[Tensor, "n n_minus_1"]:
     count = len(square)
     if count < 2:
-        raise ValueError(f"pictures are compared with each other and there is {count}; at least 2 are needed")
+        raise ValueError(f"images are compared with each other and there is {count}; at least 2 are needed")
     return square[~torch.eye(count, dtype=torch.bool, device=square.device)].view(count, count - 1)
 
 
-# CLIP-I and DINO, Ruiz et al. 2023 (arXiv:2208.12242), Sec. 4.1, and for class pictures PRES, Table 3.
-def similarity(pictures: Float[Tensor, "n d"], references: Float[Tensor, "m d"]) -> float:
-    """How alike pictures and references are on average, in [-1, 1]."""
-    return cosines(pictures, references).mean().item()
+# CLIP-I and DINO, Ruiz et al. 2023 (arXiv:2208.12242), Sec. 4.1, and for class images PRES, Table 3.
+def similarity(images: Float[Tensor, "n d"], references: Float[Tensor, "m d"]) -> float:
+    """How alike images and references are on average, in [-1, 1]."""
+    return cosines(images, references).mean().item()
 
 
-def self_similarity(pictures: Float[Tensor, "n d"]) -> float:
-    """Mean cosine of all pairs, no picture with itself, in [-1, 1]: the ceiling of `similarity` to these pictures."""
-    return _without_self(cosines(pictures, pictures)).mean().item()
+def self_similarity(images: Float[Tensor, "n d"]) -> float:
+    """Mean cosine of all pairs, no image with itself, in [-1, 1]: the ceiling of `similarity` to these images."""
+    return _without_self(cosines(images, images)).mean().item()
 
 
 # CLIP-T: Ruiz et al. 2023, Sec. 4.1, with the identifier taken out of the text.
-def prompt_similarity(pictures: Float[Tensor, "n d"], texts: Float[Tensor, "n d"]) -> float:
-    """Mean cosine of each picture with its own text, in [-1, 1]."""
-    return cosines(pictures, texts).diagonal().mean().item()
+def prompt_similarity(images: Float[Tensor, "n d"], texts: Float[Tensor, "n d"]) -> float:
+    """Mean cosine of each image with its own text, in [-1, 1]."""
+    return cosines(images, texts).diagonal().mean().item()
 
 
 # DIV: Ruiz et al. 2023, Table 3, with cosines in place of LPIPS.
@@ -60,22 +60,22 @@ def diversity(groups: Sequence[Float[Tensor, "_ d"]]) -> float:
     return 1 - float(np.mean([self_similarity(group) for group in groups]))
 
 
-def drift(pictures: Float[Tensor, "n d"], before: Float[Tensor, "n d"]) -> float:
-    """1 - mean cosine of each picture with that of the untuned model for the same prompt and noise, in [0, 2]."""
-    return 1 - prompt_similarity(pictures, before)
+def drift(images: Float[Tensor, "n d"], before: Float[Tensor, "n d"]) -> float:
+    """1 - mean cosine of each image with that of the untuned model for the same prompt and noise, in [0, 2]."""
+    return 1 - prompt_similarity(images, before)
 
 
-def nearest(pictures: Float[Tensor, "n d"], references: Float[Tensor, "m d"]) -> float:
-    """Mean over pictures of the cosine with the nearest reference, in [-1, 1]: near 1, training pictures are copied."""
-    return cosines(pictures, references).amax(1).mean().item()
+def nearest(images: Float[Tensor, "n d"], references: Float[Tensor, "m d"]) -> float:
+    """Mean over images of the cosine with the nearest reference, in [-1, 1]: near 1, training images are copied."""
+    return cosines(images, references).amax(1).mean().item()
 
 
 def nearest_other(references: Float[Tensor, "m d"]) -> float:
-    """Mean over references of the cosine with the nearest other one: `nearest` of new pictures of the subject."""
+    """Mean over references of the cosine with the nearest other one: `nearest` of new images of the subject."""
     return _without_self(cosines(references, references)).amax(1).mean().item()
 
 
-def way(value: float, start: float, end: float) -> float:
+def fraction_of_range(value: float, start: float, end: float) -> float:
     """How much of the way from start up to end is done, in [0, 1]."""
     return min(1.0, max(0.0, (value - start) / (end - start)))
 
@@ -93,24 +93,24 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0, resamples: int = 
     return float(low), float(high)
 
 
-class Gathered(Metric):
-    """Pictures that several processes draw, in the order of their numbers, the same on every process."""
+class GatheredImages(Metric):
+    """Images that several processes draw, in the order of their numbers, the same on every process."""
 
     full_state_update = False
     numbers: list[Tensor]
-    pictures: list[Tensor]
+    images: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()
         self.add_state("numbers", default=[], dist_reduce_fx="cat")
-        self.add_state("pictures", default=[], dist_reduce_fx="cat")
+        self.add_state("images", default=[], dist_reduce_fx="cat")
 
-    def update(self, numbers: Int[Tensor, " n"], pictures: UInt8[Tensor, "n 3 height width"]) -> None:
-        """Takes pictures in, with the number of each; a process without any gives none."""
+    def update(self, numbers: Int[Tensor, " n"], images: UInt8[Tensor, "n 3 height width"]) -> None:
+        """Takes images in, with the number of each; a process without any gives none."""
         self.numbers.append(numbers)
-        self.pictures.append(pictures)
+        self.images.append(images)
 
     def compute(self) -> UInt8[Tensor, "n 3 height width"]:
-        """The pictures of all processes."""
-        numbers, pictures = dim_zero_cat(self.numbers), dim_zero_cat(self.pictures)
-        return pictures[numbers.argsort()]
+        """The images of all processes."""
+        numbers, images = dim_zero_cat(self.numbers), dim_zero_cat(self.images)
+        return images[numbers.argsort()]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from lightning_dreambooth.data.concepts import Concept, Picture, instance_pictures
+from lightning_dreambooth.data.concepts import Concept, TrainingImage, instance_images
 from lightning_dreambooth.diffusion.sampling import Request, Sampler
 from lightning_dreambooth.errors import InputError
 
@@ -14,11 +14,11 @@ TRAINING_ROW = 4  # UNet evaluations that a training row costs: forward, backwar
 
 @dataclass(frozen=True)
 class StatedPrompt:
-    """A prompt that says itself what the prompt figure compares its pictures with.
+    """A prompt that says itself what the prompt figure compares its images with.
 
     Args:
         prompt: What is drawn.
-        text: What the pictures should show, in words that the encoder knows.
+        text: What the images should show, in words that the encoder knows.
     """
 
     prompt: str
@@ -26,7 +26,7 @@ class StatedPrompt:
 
 
 class Probe(NamedTuple):
-    """One picture that is drawn to be measured: of the subject, of its class, or of something unrelated."""
+    """One image that is drawn to be measured: of the subject, of its class, or of something unrelated."""
 
     kind: Literal["instance", "class", "unrelated"]
     concept: int
@@ -40,11 +40,11 @@ class Protocol(NamedTuple):
     Attributes:
         prompts: Prompts with an identifier; None takes the instance prompt of each concept.
         unrelated_prompts: Prompts that training should leave alone, besides the class prompts.
-        seeds: Seeds of the pictures of each prompt.
+        seeds: Seeds of the images of each prompt.
         settings: Negative prompt, steps, guidance scale and sampler.
-        batch_size: Pictures drawn at once.
+        batch_size: Images drawn at once.
         base: Hub id or folder of the model that drift is measured from; None takes the one that is trained.
-        base_dir: Folder of that model's pictures, shared between runs.
+        base_dir: Folder of that model's images, shared between runs.
     """
 
     prompts: Sequence[str | StatedPrompt] | None
@@ -84,9 +84,9 @@ class Protocol(NamedTuple):
         ]
 
 
-def instances_with_texts(concepts: Sequence[Concept]) -> list[tuple[Concept, list[tuple[Picture, str]]]]:
-    """The instance pictures of each concept, each with what it shows in words that an encoder knows."""
-    sets = [(concept, instance_pictures(concept)[0]) for concept in concepts]
+def instances_with_texts(concepts: Sequence[Concept]) -> list[tuple[Concept, list[tuple[TrainingImage, str]]]]:
+    """The instance images of each concept, each with what it shows in words that an encoder knows."""
+    sets = [(concept, instance_images(concept)[0]) for concept in concepts]
     return [(concept, [(each, without(concept.identifier, each.prompt)) for each in own]) for concept, own in sets]
 
 
@@ -122,5 +122,5 @@ def without(identifier: str | None, prompt: str) -> str:
 
 
 def unet_evaluations(request: Request) -> int:
-    """How often the UNet runs for a picture: guidance asks it twice a step."""
+    """How often the UNet runs for an image: guidance asks it twice a step."""
     return request.steps * (2 if request.guidance_scale > 1 else 1)

@@ -55,8 +55,8 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in padded)
 
 
-def figures_table(figures: Row, untuned: Row, ceiling: Row) -> str:
-    """Each figure beside what the untuned model has and what the instance pictures themselves reach."""
+def metrics_table(figures: Row, untuned: Row, ceiling: Row) -> str:
+    """Each figure beside what the untuned model has and what the instance images themselves reach."""
     names = [name for name in figures if name != "step"]
     rows = [[name, *(_rounded(each.get(name)) for each in (figures, untuned, ceiling))] for name in names]
     return markdown(["figure", "value", "untuned", "ceiling"], rows)

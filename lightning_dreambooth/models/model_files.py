@@ -134,7 +134,7 @@ class ModelFiles:
 
     @cached_property
     def native_resolution_px(self) -> int:
-        """Side of the pictures that the model was made for."""
+        """Side of the images that the model was made for."""
         return int(self._value("unet", "sample_size", int)) * self.vae_factor
 
     def _value(self, part: str, key: str, kind: type) -> Any:

@@ -1,6 +1,6 @@
 """The five parts of Stable Diffusion as one module: loaded, saved, encoded and decoded with.
 
-Borders: pictures come in as bytes 0 ... 255, images go out in [0, 1]; latents carry the VAE's scaling factor.
+Borders: images come in as bytes 0 ... 255, images go out in [0, 1]; latents carry the VAE's scaling factor.
 """
 
 import json
@@ -160,7 +160,7 @@ class StableDiffusion(nn.Module):
         return float(self.vae.config.scaling_factor)
 
     def latent_shape(self, resolution_px: int) -> tuple[int, int, int]:
-        """Channels, height and width of the latents of a square picture."""
+        """Channels, height and width of the latents of a square image."""
         side = resolution_px // 2 ** (len(self.vae.config.block_out_channels) - 1)
         return (self.vae.config.latent_channels, side, side)
 
@@ -178,9 +178,9 @@ class StableDiffusion(nn.Module):
         return hidden[place]
 
     @torch.no_grad()
-    def encode(self, pictures: UInt8[Tensor, "rows 3 height width"]) -> Float[Tensor, "rows twice_c h w"]:
+    def encode(self, images: UInt8[Tensor, "rows 3 height width"]) -> Float[Tensor, "rows twice_c h w"]:
         """Bytes => mean and standard deviation of the scaled latents, stacked along the channels."""
-        pixels = (pictures.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+        pixels = (images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
         posterior = self.vae.encode(pixels).latent_dist
         return torch.cat([posterior.mean, posterior.std], dim=1).float() * self.scaling_factor
 

@@ -27,9 +27,9 @@ def export(module: DreamBooth, data: DreamBoothData, folder: Path, dtype: torch.
 def model_card(module: DreamBooth, data: DreamBoothData, folder: Path, figures: Row) -> str:
     """Markdown with the front matter that model hubs read."""
     concepts = "\n".join(
-        f"- `{concept.instance_prompt}`: {len(pictures.instances)} instance pictures"
-        + (f", with {len(pictures.classes)} class pictures of `{concept.class_prompt}`" if pictures.classes else "")
-        for concept, pictures in zip(data.concepts, data.dataset.concepts, strict=True)
+        f"- `{concept.instance_prompt}`: {len(images.instances)} instance images"
+        + (f", with {len(images.classes)} class images of `{concept.class_prompt}`" if images.classes else "")
+        for concept, images in zip(data.concepts, data.dataset.concepts, strict=True)
     )
     trained = " and ".join(name.replace("_", " ").replace("unet", "UNet") for name in module.trained)
     prompt = data.concepts[0].instance_prompt

@@ -18,7 +18,7 @@ def default_name(configs: list[Path]) -> str:
     return configs[-1].resolve().parent.name if configs[-1].name == "config.yaml" else configs[-1].stem
 
 
-def take_folder(name: str | None, default: str, resumed: Path | None) -> Path:
+def run_folder(name: str | None, default: str, resumed: Path | None) -> Path:
     """Where a run writes: where the resumed state lies, in a folder of the given name, or of a free one.
 
     Raises:
@@ -30,8 +30,8 @@ def take_folder(name: str | None, default: str, resumed: Path | None) -> Path:
             return RUNS / run.relative_to(RUNS.resolve())
     if name is None:
         free = (RUNS / (default if number == 1 else f"{default}-{number}") for number in itertools.count(1))
-        return next(folder for folder in free if claimed(folder))
-    if not claimed(RUNS / name):
+        return next(folder for folder in free if create_exclusively(folder))
+    if not create_exclusively(RUNS / name):
         raise InputError(
             f"{RUNS / name} is taken by another run; choose another name, or add --ckpt_path last to go on from its "
             "newest state"
@@ -39,7 +39,7 @@ def take_folder(name: str | None, default: str, resumed: Path | None) -> Path:
     return RUNS / name
 
 
-def claimed(folder: Path) -> bool:
+def create_exclusively(folder: Path) -> bool:
     """Whether a new run has got a folder: its first process makes it, which only one can; the others find it empty."""
     if not is_first():
         return not folder.exists() or not any(folder.iterdir())

@@ -1,4 +1,4 @@
-"""Draws what a study shows with an exported model, each picture once, kept by content."""
+"""Draws what a study shows with an exported model, each image once, kept by content."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -14,8 +14,8 @@ from lightning_dreambooth.models.model_files import ModelFiles
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 
 
-class Brush(NamedTuple):
-    """How pictures are drawn, besides what a request says, and where they are kept."""
+class RenderSettings(NamedTuple):
+    """How images are drawn, besides what a request says, and where they are kept."""
 
     resolution_px: int
     precision: str
@@ -24,7 +24,7 @@ class Brush(NamedTuple):
     folder: str
 
 
-def draw(model: Path, requests: Sequence[Request], brush: Brush) -> None:
+def draw(model: Path, requests: Sequence[Request], brush: RenderSettings) -> None:
     """Draws what is not there yet."""
     trainer = pl.Trainer(
         accelerator=brush.accelerator, devices=1, precision=brush.precision, logger=False,  # type: ignore[arg-type]
@@ -39,13 +39,13 @@ def draw(model: Path, requests: Sequence[Request], brush: Brush) -> None:
     with trainer.precision_plugin.forward_context():
         fill_references(
             requests, brush.resolution_px, files.fingerprint, brush.precision, Path(brush.folder), load,
-            brush.batch_size, title="pictures of the figures",
+            brush.batch_size, title="images of the figures",
         )  # fmt: skip
     load.cache_clear()
     torch.cuda.empty_cache()  # fits in processes of their own follow
 
 
-def pictures_of(model: Path, requests: Sequence[Request], brush: Brush) -> list[Path]:
-    """Where the pictures of an exported model lie."""
+def images_of(model: Path, requests: Sequence[Request], brush: RenderSettings) -> list[Path]:
+    """Where the images of an exported model lie."""
     fingerprint = ModelFiles(str(model), None, None, None).fingerprint
     return [path_of(each, brush.resolution_px, fingerprint, brush.precision, Path(brush.folder)) for each in requests]

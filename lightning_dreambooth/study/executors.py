@@ -9,13 +9,13 @@ from typing import Any, NoReturn
 
 from lightning_dreambooth.callbacks.signals import SIGNALS
 from lightning_dreambooth.errors import InputError, Stopped, TrainingError
-from lightning_dreambooth.study.tasks import Part
+from lightning_dreambooth.study.tasks import Task
 
 Report = Callable[[int], None]  # told the place of a part
 ENDS_SECONDS = 60  # what a cancelled part has to save and end
 
 
-def locally(parts: Sequence[Part], begins: Report, ended: Report) -> None:
+def locally(parts: Sequence[Task], begins: Report, ended: Report) -> None:
     """Does one part after the other."""
     for place, part in enumerate(parts):
         begins(place)
@@ -23,7 +23,7 @@ def locally(parts: Sequence[Part], begins: Report, ended: Report) -> None:
         ended(place)
 
 
-def on_ray(parts: Sequence[Part], ended: Report, resources: Mapping[str, float], address: str | None) -> None:
+def on_ray(parts: Sequence[Task], ended: Report, resources: Mapping[str, float], address: str | None) -> None:
     """Does every part as a task of a Ray cluster, which repeats those whose worker dies; without an address, here.
 
     All machines see this folder under the same path.

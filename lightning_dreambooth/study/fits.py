@@ -20,8 +20,8 @@ import torch
 
 from lightning_dreambooth.callbacks.checkpointing import EXPORTS
 from lightning_dreambooth.cli.commands import DreamBoothCLI
-from lightning_dreambooth.cli.main import PROG, look_at
-from lightning_dreambooth.data.dataset import digests, listed
+from lightning_dreambooth.cli.main import PROG, build_job
+from lightning_dreambooth.data.dataset import concept_images, data_digests
 from lightning_dreambooth.errors import InputError, TrainingError
 from lightning_dreambooth.evaluation.dreambench import Subject
 from lightning_dreambooth.evaluation.tables import read_json, write_json
@@ -82,15 +82,16 @@ def digest(about: Any) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
-def fit_of(study: str, variant: Variant, seed: int, front: DreamBoothCLI) -> Fitted:
-    """A fit, named by its variant, its seed and a digest of config, base model, concepts and their pictures."""
-    config, data = front.config["fit"].as_dict(), front.datamodule
+def fit_of(study: str, variant: Variant, seed: int, job: DreamBoothCLI) -> Fitted:
+    """A fit, named by its variant, its seed and a digest of config, base model, concepts and their images."""
+    config, data = job.config["fit"].as_dict(), job.datamodule
     about: dict[str, Any] = {section: dict(config[section]) for section in SECTIONS}
     for section in ("model", "data"):
         del about[section]["seed"]  # the fit's own, which the name says
     about |= {
         "dtype": config["checkpoint"]["dtype"], "base": data.files.fingerprint,
-        "concepts": [asdict(concept) for concept in data.concepts], "learned": digests(listed(data.concepts, 0)),
+        "concepts": [asdict(concept) for concept in data.concepts],
+        "learned": data_digests(concept_images(data.concepts, 0)),
     }  # fmt: skip
     return Fitted(variant.name, seed, f"{study}/{variant.name}-seed{seed}-{digest(about)}", tuple(variant.words(seed)))
 
@@ -155,10 +156,10 @@ def recorded(run: Path, verb: str, words: Sequence[str]) -> None:
 
 def do_class_images(words: Sequence[str]) -> None:
     """Draws the class images that fits share, with the seed of the first."""
-    front = look_at(list(words))
-    data = front.datamodule
-    data.trainer = front.trainer
-    with front.trainer.precision_plugin.forward_context():
+    job = build_job(list(words))
+    data = job.datamodule
+    data.trainer = job.trainer
+    with job.trainer.precision_plugin.forward_context():
         data.draw_class_images()
     torch.cuda.empty_cache()  # fits in processes of their own follow
 
@@ -168,9 +169,9 @@ def do_fit(fit: Fitted) -> None:
     recorded(fit.folder, "fit", [*fit.words, f"--name={fit.name}", "--ckpt_path=last"])
 
 
-def benchmark_folder(fit: Fitted, front: DreamBoothCLI, subject: Subject) -> Path:
+def benchmark_folder(fit: Fitted, job: DreamBoothCLI, subject: Subject) -> Path:
     """Where the paper's protocol for a fit lies, named by how it is drawn and measured."""
-    about = [front.config["fit"].as_dict()["benchmark"], subject.prompts, [sha256(path) for path in subject.pictures]]
+    about = [job.config["fit"].as_dict()["benchmark"], subject.prompts, [sha256(path) for path in subject.images]]
     return RUNS / f"{fit.name}-test-{digest(about)}"
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a study => figures: a row per picture, a cell per row and fit, intervals over fits, and findings."""
+"""Images of a study => figures: a row per image, a cell per row and fit, intervals over fits, and findings."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,20 +9,20 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor
 
-from lightning_dreambooth.data.concepts import instance_pictures
-from lightning_dreambooth.data.images import read_picture
+from lightning_dreambooth.data.concepts import instance_images
+from lightning_dreambooth.data.images import read_image
 from lightning_dreambooth.datamodule import DreamBoothData
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.evaluation import metrics
 from lightning_dreambooth.evaluation.encoders import Clip, Dino, Encoder
 from lightning_dreambooth.evaluation.prompts import concept_of, without
 from lightning_dreambooth.study.reading import Figure, Row
-from lightning_dreambooth.study.spec import Finding, Quality
+from lightning_dreambooth.study.spec import Hypothesis, Quality
 
 MEASURES = ("clip_i", "dino", "clip_t", "quality", "div")
-SURE = 0.95  # of the intervals
+CONFIDENCE = 0.95  # of the intervals
 
-Cell = dict[str, float]  # measure => mean over the pictures of a row of one fit
+Cell = dict[str, float]  # measure => mean over the images of a row of one fit
 
 
 class Interval(NamedTuple):
@@ -38,12 +38,12 @@ def interval(values: Sequence[float]) -> Interval:
     mean = fmean(values)
     if len(values) < 2:
         return Interval(mean, None, None)
-    half = float(student.ppf((1 + SURE) / 2, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+    half = float(student.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * stdev(values) / len(values) ** 0.5
     return Interval(mean, mean - half, mean + half)
 
 
-class Eye:
-    """Looks at pictures with the encoders of `fidelity`, at each file once.
+class CachedEncoders:
+    """Looks at images with the encoders of `fidelity`, at each file once.
 
     Args:
         clip: Measures prompts, identity and quality.
@@ -60,15 +60,15 @@ class Eye:
         self.seen: dict[str, dict[Path, Tensor]] = {name: {} for name in self.encoders}
 
     def embeddings(self, name: str, paths: Sequence[Path]) -> Tensor:
-        """Pictures => rows of an encoder."""
+        """Images => rows of an encoder."""
         seen = self.seen[name]
         if new := [path for path in dict.fromkeys(paths) if path not in seen]:
             with self.encoders[name].on(self.device):
-                seen |= dict(zip(new, self.encoders[name].pictures([read_picture(path) for path in new]), strict=True))
+                seen |= dict(zip(new, self.encoders[name].images([read_image(path) for path in new]), strict=True))
         return torch.stack([seen[path] for path in paths])
 
     def measure(self, paths: Sequence[Path], references: Sequence[Path], text: str) -> tuple[list[Cell], Cell]:
-        """Pictures of one prompt => figures of each, and the diversity of all."""
+        """Images of one prompt => figures of each, and the diversity of all."""
         rows: list[Cell] = [{} for _ in paths]
         for name in self.encoders:
             drawn, own = self.embeddings(name, paths), self.embeddings(name, references)
@@ -99,16 +99,16 @@ def measures_with(clip: Clip | None, dino: Dino | None, quality: Quality | None)
 
 
 def references_of(row: Row, data: DreamBoothData) -> list[Path]:
-    """Instance pictures of the concept that a row's prompt shows, of the first one if it shows none."""
+    """Instance images of the concept that a row's prompt shows, of the first one if it shows none."""
     try:
         shown = concept_of(row.coordinates["prompt"], data.concepts)
     except InputError:
         shown = 0
-    return [picture.path for picture in instance_pictures(data.concepts[shown])[0]]
+    return [image.path for image in instance_images(data.concepts[shown])[0]]
 
 
 def text_of(row: Row, data: DreamBoothData) -> str:
-    """What a row's pictures should show, in words that an encoder knows."""
+    """What a row's images should show, in words that an encoder knows."""
     prompt = str(row.coordinates["prompt"])
     for concept in data.concepts:
         prompt = without(concept.identifier, prompt)
@@ -127,7 +127,7 @@ def per_seed(cells: Iterable[tuple[int, Cell]], measure: str) -> dict[int, float
 class Verdict(NamedTuple):
     """Whether a finding holds: the difference of its two sides, fits of the same seed compared with each other."""
 
-    finding: Finding
+    finding: Hypothesis
     difference: Interval
     by_fit: list[float]
     more: float
@@ -135,7 +135,7 @@ class Verdict(NamedTuple):
     said: str
 
 
-def judge(finding: Finding, figure: Figure, cells: Mapping[tuple[int, int], Cell]) -> Verdict | None:
+def judge(finding: Hypothesis, figure: Figure, cells: Mapping[tuple[int, int], Cell]) -> Verdict | None:
     """The verdict on a claim, none if its measure has no encoder; `cells` are by place of row and seed of fit."""
     sides = [
         per_seed(

@@ -1,4 +1,4 @@
-"""The report of a study: one HTML file that opens from disk, with every picture and curve in it."""
+"""The report of a study: one HTML file that opens from disk, with every image and curve in it."""
 
 import base64
 import io
@@ -10,26 +10,26 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from lightning_dreambooth.cli.commands import DreamBoothCLI
-from lightning_dreambooth.data.concepts import Picture
-from lightning_dreambooth.data.dataset import listed
-from lightning_dreambooth.data.images import read_picture
+from lightning_dreambooth.data.concepts import TrainingImage
+from lightning_dreambooth.data.dataset import concept_images
+from lightning_dreambooth.data.images import read_image
 from lightning_dreambooth.evaluation.tables import write_text
 from lightning_dreambooth.study import plots
 from lightning_dreambooth.study.measuring import MEASURES, Interval, interval
 from lightning_dreambooth.study.reading import Figure, Study
 from lightning_dreambooth.study.results import Place, Results, row_intervals
 
-SHOWN_PX = 256  # larger pictures are shown so wide, to keep the file small
-FEW = 48  # training pictures shown at most
+SHOWN_PX = 256  # larger images are shown so wide, to keep the file small
+MAX_SHOWN = 48  # training images shown at most
 OVER_STEPS = ("score", "clip_i", "dino", "clip_t")  # of the fits
 
 
 def image(path: Path) -> str:
-    """A picture => an address that an `img` shows without a file."""
-    picture = read_picture(path)
-    picture.thumbnail((SHOWN_PX, SHOWN_PX))
+    """An image => an address that an `img` shows without a file."""
+    image = read_image(path)
+    image.thumbnail((SHOWN_PX, SHOWN_PX))
     file = io.BytesIO()
-    picture.save(file, format="WEBP", quality=90)
+    image.save(file, format="WEBP", quality=90)
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
@@ -54,13 +54,13 @@ def shared(figure: Figure) -> dict[str, Any]:
 
 
 def figure_block(
-    figure: Figure, results: Results, fronts: Mapping[str, DreamBoothCLI], seeds: Sequence[int]
+    figure: Figure, results: Results, jobs: Mapping[str, DreamBoothCLI], seeds: Sequence[int]
 ) -> dict[str, Any]:
     """What the template shows of a figure."""
     about = {"key": figure.key, "title": figure.title, "note": figure.spec.note, "settings": label(shared(figure))}
     if figure.spec.training_pictures:
-        sets = [(name, trained_on(fronts[name])) for name in figure.variants]
-        rows = [{"label": name, "strips": [("", [image(each.path) for each in own[:FEW]])]} for name, own in sets]
+        sets = [(name, trained_on(jobs[name])) for name in figure.variants]
+        rows = [{"label": name, "strips": [("", [image(each.path) for each in own[:MAX_SHOWN]])]} for name, own in sets]
         return about | {"rows": rows, "measures": [], "curves": []}
     files, cells = results.files[figure.key], results.cells[figure.key]
     rows, measured = [], [row_intervals(cells, place) for place in range(len(figure.rows))]
@@ -72,10 +72,12 @@ def figure_block(
     return about | {"rows": rows, "measures": names, "curves": figure_curves(figure, cells, names)}
 
 
-def trained_on(front: DreamBoothCLI) -> list[Picture]:
-    """The instance pictures of a variant."""
-    data = front.datamodule
-    return [each for concept in listed(data.concepts, 0, data.num_instance_images) for each in concept.instances]
+def trained_on(job: DreamBoothCLI) -> list[TrainingImage]:
+    """The instance images of a variant."""
+    data = job.datamodule
+    return [
+        each for concept in concept_images(data.concepts, 0, data.num_instance_images) for each in concept.instances
+    ]
 
 
 def figure_curves(figure: Figure, cells: Mapping[Place, Any], names: Sequence[str]) -> list[str]:
@@ -130,7 +132,7 @@ def training_curves(results: Results) -> list[str]:
 
 
 def write_page(
-    study: Study, results: Results, fronts: Mapping[str, DreamBoothCLI],
+    study: Study, results: Results, jobs: Mapping[str, DreamBoothCLI],
     tables: Mapping[str, Sequence[Mapping[str, Any]]], file: Path,
 ) -> None:  # fmt: skip
     """Writes the report."""
@@ -140,13 +142,13 @@ def write_page(
     )  # fmt: skip
     environment.filters |= {"number": number, "label": label}
     records = [(fit, fit.record) for fit in results.fits]
-    configs = {name: front.config_text for name, front in fronts.items()}
+    configs = {name: job.config_text for name, job in jobs.items()}
     text = environment.get_template("page.html.jinja").render(
         title=study.spec.title or study.name, note=study.spec.note, study=study.name,
         variants=list(study.variants), seeds=study.spec.seeds,
         verdicts=results.verdicts, curves=training_curves(results),
-        figures=[figure_block(each, results, fronts, study.spec.seeds) for each in study.figures.values()],
-        dreambench=tables["dreambench"], records=records, configs=configs, pictures=len(results.pictures),
+        figures=[figure_block(each, results, jobs, study.spec.seeds) for each in study.figures.values()],
+        dreambench=tables["dreambench"], records=records, configs=configs, images=len(results.images),
         minutes=sum(record.get("seconds", 0) for _, record in records) / 60,
         versions=records[0][1].get("versions", {}) if records else {},
     )  # fmt: skip

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Canvas
 from lightning_dreambooth.study.measuring import Interval
 
 INCHES = (4.2, 3.0)
-MANY = 5  # lines whose names do not fit beside them
+MAX_INSIDE = 5  # lines whose names do not fit beside them
 mpl.rcParams["svg.hashsalt"] = "study"  # equal figures are equal files
 
 Curve = Sequence[tuple[float, Interval]]  # x and y
@@ -55,7 +55,7 @@ def _finish(canvas: Canvas, axes: Any, title: str, x_label: str, y_label: str, l
     axes.set_ylabel(y_label, fontsize=8)
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.3)
-    if len(lines) > MANY:
+    if len(lines) > MAX_INSIDE:
         canvas.legend(fontsize=6, frameon=False, loc="outside lower center", ncols=2)
     elif len(lines) > 1:
         axes.legend(fontsize=7, frameon=False)

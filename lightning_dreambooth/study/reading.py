@@ -15,7 +15,7 @@ from lightning_dreambooth.data.images import read_text
 from lightning_dreambooth.diffusion.sampling import Request, check_request
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.evaluation.dreambench import read_subject, subjects_of
-from lightning_dreambooth.study.spec import Dreambench, FigureSpec, Finding, Sampling, StudySpec
+from lightning_dreambooth.study.spec import Dreambench, FigureSpec, Hypothesis, Sampling, StudySpec
 
 EXTENDS = "extends"
 NAME = re.compile(r"[\w.,=+-]+")  # what may name a folder
@@ -43,7 +43,7 @@ def _as_word(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of pictures of one variant: all that decides it, by name, and by what it differs from the other rows."""
+    """A row of images of one variant: all that decides it, by name, and by what it differs from the other rows."""
 
     variant: str
     coordinates: Mapping[str, Any]
@@ -52,7 +52,7 @@ class Row:
 
     @property
     def requests(self) -> list[Request]:
-        """The pictures of the row, one per seed."""
+        """The images of the row, one per seed."""
         prompt, *settings = (self.coordinates[name] for name in DRAWN_BY)
         return [Request(prompt, seed, *settings) for seed in self.seeds]
 
@@ -63,7 +63,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure as it is drawn: its rows, or the training pictures of its variants."""
+    """A figure as it is drawn: its rows, or the training images of its variants."""
 
     key: str
     spec: FigureSpec
@@ -203,7 +203,7 @@ def _figure(key: str, spec: FigureSpec, study: StudySpec, variants: Mapping[str,
     axes = {name: _asked(name, spec, study.sampling) for name in ("seed", *DRAWN_BY)}
     number = study.sampling.num_images if spec.num_images is None else spec.num_images
     if number < 1 or not shown or not all(axes.values()):
-        raise InputError(f"{where} has no pictures: num_images and every list must hold 1 or more")
+        raise InputError(f"{where} has no images: num_images and every list must hold 1 or more")
     found = []
     for variant, *values in product(shown, *axes.values()):
         drawn = dict(zip(axes, values, strict=True))
@@ -231,7 +231,7 @@ def _asked(name: str, spec: FigureSpec, sampling: Sampling) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _check_finding(finding: Finding, figures: Mapping[str, Figure], spec: StudySpec, path: Path) -> None:
+def _check_finding(finding: Hypothesis, figures: Mapping[str, Figure], spec: StudySpec, path: Path) -> None:
     where = f"{path}: the finding {finding.claim!r}"
     if finding.figure not in figures:
         raise InputError(f"{where} names the figure {finding.figure!r}; there are {', '.join(figures)}")

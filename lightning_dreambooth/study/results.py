@@ -11,12 +11,12 @@ from lightning_dreambooth.callbacks.validation import TABLE
 from lightning_dreambooth.cli.commands import DreamBoothCLI
 from lightning_dreambooth.evaluation import metrics
 from lightning_dreambooth.evaluation.tables import read_csv, read_json, write_csv
-from lightning_dreambooth.study.drawing import Brush, pictures_of
+from lightning_dreambooth.study.drawing import RenderSettings, images_of
 from lightning_dreambooth.study.fits import Fitted, benchmark_folder
 from lightning_dreambooth.study.measuring import (
     MEASURES,
+    CachedEncoders,
     Cell,
-    Eye,
     Interval,
     Verdict,
     interval,
@@ -38,9 +38,9 @@ class Results:
     Attributes:
         fits: The fits.
         histories: What each fit measured while it trained, by name.
-        files: The pictures of each figure, by place.
+        files: The images of each figure, by place.
         cells: Their figures, by place.
-        pictures: A row per picture.
+        images: A row per image.
         verdicts: What became of the findings.
         tests: The paper's protocol for each fit of a dreambench study.
     """
@@ -49,48 +49,50 @@ class Results:
     histories: Mapping[str, Sequence[Mapping[str, float]]]
     files: Mapping[str, Mapping[Place, Sequence[Path]]]
     cells: Mapping[str, Mapping[Place, Cell]]
-    pictures: Sequence[Mapping[str, Any]]
+    images: Sequence[Mapping[str, Any]]
     verdicts: Sequence[Verdict]
     tests: Mapping[str, Mapping[str, Any]]
 
 
 def gather(
-    study: Study, fronts: Mapping[str, DreamBoothCLI], fits: Sequence[Fitted], brushes: Mapping[str, Brush]
+    study: Study, jobs: Mapping[str, DreamBoothCLI], fits: Sequence[Fitted], brushes: Mapping[str, RenderSettings]
 ) -> Results:
     """Measures what has been drawn, and reads what has been fitted and tested."""
     files: dict[str, dict[Place, Sequence[Path]]] = {}
     cells: dict[str, dict[Place, Cell]] = {}
-    pictures: list[dict[str, Any]] = []
-    eyes: dict[tuple[object, object], Eye] = {}  # one for each pair of encoders, so that it sees each picture once
+    images: list[dict[str, Any]] = []
+    eyes: dict[
+        tuple[object, object], CachedEncoders
+    ] = {}  # one for each pair of encoders, so that it sees each image once
     for key, figure in study.figures.items():
         files[key], cells[key] = {}, {}
         for place, row in enumerate(figure.rows):
-            front = fronts[row.variant]
-            data, encoders = front.datamodule, (front.fidelity.clip, front.fidelity.dino)
+            job = jobs[row.variant]
+            data, encoders = job.datamodule, (job.fidelity.clip, job.fidelity.dino)
             if encoders not in eyes:
-                eyes[encoders] = Eye(*encoders, front.trainer.strategy.root_device, study.spec.quality)
+                eyes[encoders] = CachedEncoders(*encoders, job.trainer.strategy.root_device, study.spec.quality)
             eye = eyes[encoders]
             text, whose = text_of(row, data), figure.spec.references or row.variant
-            references = references_of(row, fronts[whose].datamodule)
+            references = references_of(row, jobs[whose].datamodule)
             for fit in fits:
                 if fit.variant != row.variant:
                     continue
-                drawn = pictures_of(fit.export, row.requests, brushes[row.variant])
+                drawn = images_of(fit.export, row.requests, brushes[row.variant])
                 each, together = eye.measure(drawn, references, text)
                 files[key][place, fit.seed] = drawn
                 cells[key][place, fit.seed] = {name: fmean(one[name] for one in each) for name in each[0]} | together
-                pictures += [
+                images += [
                     {"figure": key, **row.coordinates, "variant": row.variant, "fit_seed": fit.seed}
                     | {"seed": request.seed, "text": text} | one | {"file": str(path)}
                     for request, one, path in zip(row.requests, each, drawn, strict=True)
                 ]  # fmt: skip
     verdicts = [judge(each, study.figures[each.figure], cells[each.figure]) for each in study.spec.findings]
     tests = {
-        fit.name: read_json(benchmark_folder(fit, fronts[fit.variant], subject) / "summary.json")
+        fit.name: read_json(benchmark_folder(fit, jobs[fit.variant], subject) / "summary.json")
         for fit in fits if (subject := subject_of(study, fit))
     }  # fmt: skip
     histories = {fit.name: read_csv(fit.folder / TABLE) for fit in fits}
-    return Results(fits, histories, files, cells, pictures, [each for each in verdicts if each], tests)
+    return Results(fits, histories, files, cells, images, [each for each in verdicts if each], tests)
 
 
 def row_intervals(cells: Mapping[Place, Cell], place: int) -> dict[str, Interval]:
@@ -106,12 +108,12 @@ def columns_of(name: str, value: Interval) -> dict[str, float | None]:
 
 
 def figure_table(figure: Figure, cells: Mapping[Place, Cell]) -> list[dict[str, Any]]:
-    """A row of figures for each row of pictures."""
+    """A row of figures for each row of images."""
     rows = []
     for place, row in enumerate(figure.rows):
         measured = row_intervals(cells, place)
         columns = {key: value for name, of in measured.items() for key, value in columns_of(name, of).items()}
-        about = {"figure": figure.key, **row.coordinates, "variant": row.variant, "pictures": len(row.seeds)}
+        about = {"figure": figure.key, **row.coordinates, "variant": row.variant, "images": len(row.seeds)}
         rows.append(about | columns)
     return rows
 
@@ -160,7 +162,7 @@ def benchmark_table(results: Results) -> list[dict[str, Any]]:
 def write_tables(study: Study, results: Results, folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Writes every table that has rows as CSV, and returns all of them."""
     tables = {
-        "pictures": [dict(row) for row in results.pictures],
+        "images": [dict(row) for row in results.images],
         "figures": [row for key, each in study.figures.items() for row in figure_table(each, results.cells[key])],
         "fits": fits_table(results),
         "findings": verdicts_table(results),

@@ -8,16 +8,16 @@ from lightning_dreambooth.diffusion.sampling import Sampler
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the pictures of all figures are drawn, unless a figure says otherwise.
+    """How the images of all figures are drawn, unless a figure says otherwise.
 
     Args:
-        num_images: Pictures in a row of a figure.
-        seed: Seed of the first picture of every row; the next ones count up, so that columns share their noise.
+        num_images: Images in a row of a figure.
+        seed: Seed of the first image of every row; the next ones count up, so that columns share their noise.
         negative_prompt: What guidance leads away from.
         steps: Sampling steps.
         guidance_scale: Classifier-free guidance scale.
         sampler: ddim, dpm++ (DPM-Solver++ 2M) or euler.
-        batch_size: Pictures drawn at once.
+        batch_size: Images drawn at once.
     """
 
     num_images: int = 8
@@ -31,7 +31,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class FigureSpec:
-    """One figure: a row of pictures for each combination of what is given as a list.
+    """One figure: a row of images for each combination of what is given as a list.
 
     Args:
         title: Heading in the report; null takes the figure's key.
@@ -43,9 +43,9 @@ class FigureSpec:
         steps: Sampling steps.
         guidance_scale: Classifier-free guidance scale.
         sampler: ddim, dpm++ or euler.
-        seed: Seed of the first picture of a row.
-        num_images: Pictures in a row.
-        references: Variant whose instance pictures identity is measured against; null takes each row's own.
+        seed: Seed of the first image of a row.
+        num_images: Images in a row.
+        references: Variant whose instance images identity is measured against; null takes each row's own.
     """
 
     title: str | None = None
@@ -63,7 +63,7 @@ class FigureSpec:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Hypothesis:
     """A claim that a measure is higher in some rows of a figure than in others.
 
     Args:
@@ -85,10 +85,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Quality:
-    """Two opposite texts; quality is how much nearer a picture is to the first (CLIP-IQA, arXiv:2207.12396).
+    """Two opposite texts; quality is how much nearer an image is to the first (CLIP-IQA, arXiv:2207.12396).
 
     Args:
-        good: What a good picture shows.
+        good: What a good image shows.
         bad: What a bad one shows.
     """
 
@@ -123,8 +123,8 @@ class StudySpec:
         variants: Values of `fit`, by dotted name, for each variant by its name.
         grid: Lists of values of `fit`, by dotted name; every combination is a variant, of each of `variants`.
         seeds: A fit of each variant for each of these seeds.
-        sampling: How pictures are drawn.
-        quality: Two opposite texts that measure the quality of pictures; null measures none.
+        sampling: How images are drawn.
+        quality: Two opposite texts that measure the quality of images; null measures none.
         figures: Figures by key.
         findings: Claims to test.
         dreambench: A dataset of which every subject is fitted and tested.
@@ -141,6 +141,6 @@ class StudySpec:
     sampling: Sampling = field(default_factory=Sampling)
     quality: Quality | None = None
     figures: dict[str, FigureSpec] = field(default_factory=dict)
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Hypothesis] = field(default_factory=list)
     dreambench: Dreambench | None = None
     resources: dict[str, float] = field(default_factory=lambda: {"num_cpus": 1.0})

@@ -18,11 +18,12 @@ from lightning_dreambooth.evaluation.encoders import Clip
 
 Run = Callable[..., DreamBoothCLI]
 
+
 @pytest.fixture
 def bench(here: Path) -> Path:
     folder = here / "bench"
-    tiny.pictures(folder / "red_girl", 4, size_px=60)
-    tiny.pictures(folder / "blue_dog", 2, size_px=50)
+    tiny.images(folder / "red_girl", 4, size_px=60)
+    tiny.images(folder / "blue_dog", 2, size_px=50)
     (folder / "prompts_and_classes.txt").write_text(PROMPTS_AND_CLASSES)
     return folder
 
@@ -41,7 +42,7 @@ def tested(bench: Path, run: Run, small_clip: Path) -> Run:
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "pictures.csv").open() as file:
+    with (folder / "images.csv").open() as file:
         return list(csv.DictReader(file))
 
 
@@ -51,15 +52,15 @@ def test_objects_and_live_subjects_have_prompts_of_their_own(bench: Path) -> Non
     assert read_subject(bench, "blue_dog").class_name == "dog"
 
 
-def test_the_figures_are_those_of_open_clip_on_the_pictures_it_has_written(
+def test_the_figures_are_those_of_open_clip_on_the_images_it_has_written(
     here: Path, tested: Run, bench: Path, small_clip: Path
 ) -> None:
     tested()
     run = here / "runs/test-red_girl"
     clip = Clip(str(small_clip))
-    real = clip.pictures([Image.open(path).convert("RGB") for path in sorted((bench / "red_girl").glob("*.png"))])
+    real = clip.images([Image.open(path).convert("RGB") for path in sorted((bench / "red_girl").glob("*.png"))])
     for row in rows(run):
-        drawn = clip.pictures([Image.open(run / "pictures" / row["file"])])
+        drawn = clip.images([Image.open(run / "images" / row["file"])])
         assert float(row["clip_i"]) == pytest.approx(cosine_similarity(drawn, real).mean().item(), abs=2e-3)
         [text] = clip.texts([row["prompt"].replace("sks ", "")])
         assert float(row["clip_t"]) == pytest.approx(cosine_similarity(drawn, text[None]).item(), abs=2e-3)
@@ -78,15 +79,15 @@ def test_an_interrupted_test_draws_only_what_is_missing_and_ends_in_the_same_num
     tested()
     run = here / "runs/test-red_girl"
     whole = rows(run)
-    pictures = {path.name: pil_to_tensor(Image.open(path)) for path in (run / "pictures").iterdir()}
-    files = sorted((run / "pictures").iterdir())
+    images = {path.name: pil_to_tensor(Image.open(path)) for path in (run / "images").iterdir()}
+    files = sorted((run / "images").iterdir())
     for file in files[1:3]:
         file.unlink()
-    kept = {path.name: path.stat().st_mtime_ns for path in (run / "pictures").iterdir()}
+    kept = {path.name: path.stat().st_mtime_ns for path in (run / "images").iterdir()}
     tested()
-    assert {name: (run / "pictures" / name).stat().st_mtime_ns for name in kept} == kept
+    assert {name: (run / "images" / name).stat().st_mtime_ns for name in kept} == kept
     assert rows(run) == whole
-    assert all(torch.equal(pil_to_tensor(Image.open(run / "pictures" / name)), pictures[name]) for name in pictures)
+    assert all(torch.equal(pil_to_tensor(Image.open(run / "images" / name)), images[name]) for name in images)
     tested()  # nothing is left to draw
     assert rows(run) == whole
 

@@ -29,7 +29,7 @@ def test_a_signal_ends_a_run_after_its_step(
 ) -> None:
     chance = random.Random()
     tiny.stable_diffusion(tmp_path / "tiny")
-    tiny.pictures(tmp_path / "girl", 5)
+    tiny.images(tmp_path / "girl", 5)
     for time_ in range(pytestconfig.getoption("--times")):
         words = ["fit", *LONG, f"--name=run-{time_}"]
         runs = [forked.start(tmp_path, words)] if processes == 1 else forked.together(tmp_path, words)
@@ -53,7 +53,7 @@ def test_a_signal_ends_a_run_after_its_step(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_before_training_ends_a_run_at_once(tmp_path: Path, number: signal.Signals) -> None:
     tiny.stable_diffusion(tmp_path / "tiny")
-    tiny.pictures(tmp_path / "girl", 5)
+    tiny.images(tmp_path / "girl", 5)
     run = forked.start(tmp_path, ["fit", *LONG, "--data.num_class_images=1000"])
     until(run, lambda: len(list((tmp_path / "class").glob("*.png"))) > 2)
     run.send(number)
@@ -67,7 +67,7 @@ def test_a_signal_to_the_whole_group_ends_a_run_saved_with_all_its_workers(
     tmp_path: Path, number: signal.Signals, processes: int
 ) -> None:
     tiny.stable_diffusion(tmp_path / "tiny")
-    tiny.pictures(tmp_path / "girl", 5)
+    tiny.images(tmp_path / "girl", 5)
     words = ["fit", *LONG, "--name=run", "--data.num_workers=2"]
     words += [f"--trainer.devices={processes}", "--trainer.strategy=ddp"] if processes > 1 else []
     output = tmp_path / "output"

@@ -114,7 +114,7 @@ def test_the_untouched_base_does_not_drift_and_scores_nothing(here: Path, measur
     assert (row["score"], row["score/identity"], row["score/class"]) == (0, 0, 1)
 
 
-def test_pictures_of_the_untuned_model_are_drawn_once_for_all_runs(here: Path, measured: Run) -> None:
+def test_images_of_the_untuned_model_are_drawn_once_for_all_runs(here: Path, measured: Run) -> None:
     measured(name="one")
     folder = here / "runs/.cache/base_images"
     drawn = {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")}
@@ -188,7 +188,7 @@ def test_a_step_that_a_stop_left_unmeasured_is_measured_when_the_run_goes_on(her
 
 
 def test_several_concepts_show_whose_face_appears_under_whose_prompt(here: Path, measured: Run) -> None:
-    tiny.pictures(here / "boy", 3, size_px=48)
+    tiny.images(here / "boy", 3, size_px=48)
     concepts = [
         {"instance_prompt": "a photo of sks girl", "instance_data_dir": "girl", "identifier": "sks",
          "class_prompt": "a photo of a girl", "class_data_dir": "class"},
@@ -204,8 +204,8 @@ def test_several_concepts_show_whose_face_appears_under_whose_prompt(here: Path,
     assert row["clip_i"] == pytest.approx((row["clip_i/sks_under_sks"] + row["clip_i/pink_under_pink"]) / 2)
 
 
-def test_held_out_pictures_are_measured_and_not_trained_on(here: Path, measured: Run) -> None:
-    tiny.pictures(here / "more", 2, size_px=50)
+def test_held_out_images_are_measured_and_not_trained_on(here: Path, measured: Run) -> None:
+    tiny.images(here / "more", 2, size_px=50)
     measured(name="with", data__held_out_dir="more")
     measured(name="without")
     on, off = (table(here / "runs" / name) for name in ("with", "without"))
@@ -239,14 +239,14 @@ def test_what_cannot_be_measured_is_told_in_a_line(
     assert not (here / "runs").exists()
 
 
-def test_one_instance_picture_is_too_few_to_know_a_ceiling(
+def test_one_instance_image_is_too_few_to_know_a_ceiling(
     here: Path, measured: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (here / "one").mkdir()
     Image.new("RGB", (40, 40), "red").save(here / "one/a.png")
     with pytest.raises(SystemExit):
         measured(data__instance_data_dir="one")
-    assert "holds 1 picture" in capsys.readouterr().err
+    assert "holds 1 image" in capsys.readouterr().err
 
 
 def test_validate_without_an_encoder_has_nothing_to_measure_with(
@@ -269,7 +269,7 @@ def test_the_true_shapes_of_clip_dino_and_lpips_pass_through(here: Path, run: Ru
         "dino": tmp_path / "dino-vits16", "lpips": tiny.alexnet(tmp_path / "alexnet.safetensors"),
     }  # fmt: skip
     given = {f"fidelity__{name}": value for name, value in encoders.items()}
-    tiny.pictures(here / "large", 3, size_px=80)
+    tiny.images(here / "large", 3, size_px=80)
     settings = {"data__instance_data_dir": "large", "data__resolution": 64, "data__identifier": "sks"}
     run(**given, **settings, fidelity__steps=2, fidelity__every_n_steps=2)
     rows = table(here / "runs/dreambooth")

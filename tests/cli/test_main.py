@@ -22,14 +22,14 @@ from lightning_dreambooth.cli.main import main
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.evaluation.fixed_noise_loss import PICTURES, STRATA
 from lightning_dreambooth.evaluation.prompts import TRAINING_ROW, unet_evaluations
-from lightning_dreambooth.saving.runs import take_folder
+from lightning_dreambooth.saving.runs import run_folder
 from lightning_dreambooth.saving.states import find_state
 
 
 def opened(path: str | Path) -> Image.Image:
-    with Image.open(path) as picture:
-        picture.load()
-    return picture
+    with Image.open(path) as image:
+        image.load()
+    return image
 
 
 ROOT = Path(__file__).parent.parent.parent
@@ -47,7 +47,7 @@ def sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.filterwarnings("ignore:no score")  # random encoders see no difference between random pictures
+@pytest.mark.filterwarnings("ignore:no score")  # random encoders see no difference between random images
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_trains_to_an_export(
     here: Path, tiny_sd: Path, sd15: Path, small_clip: Path, small_dino: Path, config: Path,
@@ -62,7 +62,7 @@ def test_every_config_trains_to_an_export(
     if config.stem == "toon_two_concepts":
         shutil.copytree(ROOT / "configs", here / "configs")
         for name in ("sks_girl", "sks_style"):
-            tiny.pictures(here / "checkpoints/pictures" / name, 2)
+            tiny.images(here / "checkpoints/images" / name, 2)
     else:
         words.append("--data.instance_data_dir=girl")
     settings: dict[str, object] = {"fidelity.clip_model": small_clip, "fidelity.steps": 1}
@@ -92,11 +92,11 @@ def measured_share(finished: DreamBoothCLI, steps: int) -> float:
     fidelity, data = finished.fidelity, finished.datamodule
     sampling_steps = inspect.signature(Fidelity).parameters["steps"].default  # this run had fewer
     requests = [probe.request._replace(steps=sampling_steps) for probe in data.probes]
-    pictures = sum(map(unet_evaluations, requests)) * (1 + steps // fidelity.every_n_steps)
+    images = sum(map(unet_evaluations, requests)) * (1 + steps // fidelity.every_n_steps)
     sets = 1 + data.with_prior
     losses = STRATA * PICTURES * sets * (1 + steps // fidelity.losses_every_n_steps)
     assert len(data.probes) >= 4
-    return (pictures + losses) / (steps * data.batch_size * sets * TRAINING_ROW)
+    return (images + losses) / (steps * data.batch_size * sets * TRAINING_ROW)
 
 
 def test_the_summary_says_where_everything_lies(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,7 +114,7 @@ def test_the_summary_says_where_everything_lies(run: Run, capsys: pytest.Capture
     assert opened("runs/first/training_pictures.png").width > 32
 
 
-def test_the_log_holds_curves_and_pictures(run: Run) -> None:
+def test_the_log_holds_curves_and_images(run: Run) -> None:
     run(name="first", samples__every_n_steps=2)
     log = EventAccumulator("runs/first").Reload()
     scalars, images = set(log.Tags()["scalars"]), log.Tags()["images"]
@@ -128,7 +128,7 @@ def test_the_log_holds_curves_and_pictures(run: Run) -> None:
     losses = {"train/loss", "train/instance_loss", "train/prior_loss", "train/samples_per_second"}
     assert losses <= scalars
     assert [event.step for event in log.Images("samples")] == [0, 2, 4]
-    assert "training pictures" in images
+    assert "training images" in images
     total, instance, prior = (
         log.Scalars(f"train/{name}")[-1].value for name in ("loss", "instance_loss", "prior_loss")
     )
@@ -152,7 +152,7 @@ def test_only_the_newest_exports_and_states_are_kept(run: Run) -> None:
 def test_an_export_has_a_card_of_what_it_was_trained_on(run: Run) -> None:
     run(name="first")
     card = Path("runs/first/exports/step-000004/README.md").read_text()
-    assert "`a photo of sks girl`: 5 instance pictures, with 3 class pictures of `a photo of a girl`" in card
+    assert "`a photo of sks girl`: 5 instance images, with 3 class images of `a photo of a girl`" in card
     assert yaml.safe_load(card.split("---")[1])["library_name"] == "diffusers"
 
 
@@ -164,19 +164,17 @@ def test_a_name_is_made_from_the_config_and_never_taken_twice(run: Run, here: Pa
 
 def test_runs_that_begin_at_the_same_moment_have_folders_of_their_own(here: Path) -> None:
     with ThreadPoolExecutor(16) as at_once:
-        folders = list(at_once.map(lambda _: take_folder(None, "mine", None), range(16)))
+        folders = list(at_once.map(lambda _: run_folder(None, "mine", None), range(16)))
     assert {folder.name for folder in folders} == {"mine", *(f"mine-{number}" for number in range(2, 17))}
     with ThreadPoolExecutor(16) as at_once:
-        named = [at_once.submit(take_folder, "named", "mine", None) for _ in range(16)]
+        named = [at_once.submit(run_folder, "named", "mine", None) for _ in range(16)]
     assert sum(begun.exception() is None for begun in named) == 1
 
 
 def test_a_given_name_that_is_taken_is_refused_and_nothing_is_overwritten(run: Run, complaint: Complaint) -> None:
     run(name="first")
     before = {path: path.stat().st_mtime_ns for path in Path("runs/first").rglob("*")}
-    assert "runs/first is taken by another run; choose another name, or add --ckpt_path last" in complaint(
-        name="first"
-    )
+    assert "runs/first is taken by another run; choose another name, or add --ckpt_path last" in complaint(name="first")
     assert {path: path.stat().st_mtime_ns for path in Path("runs/first").rglob("*")} == before
 
 
@@ -199,7 +197,7 @@ def test_the_command_line_wins_over_the_checkpoint(run: Run) -> None:
     assert again.trainer.optimizers[0].param_groups[0]["lr"] == 1e-3
 
 
-def test_predict_writes_the_pictures_that_plain_diffusers_draws(run: Run) -> None:
+def test_predict_writes_the_images_that_plain_diffusers_draws(run: Run) -> None:
     export = run(name="first").folder / "exports/step-000004"
     shutil.rmtree("girl")
     drawn = run(
@@ -210,14 +208,14 @@ def test_predict_writes_the_pictures_that_plain_diffusers_draws(run: Run) -> Non
     pipeline = StableDiffusionPipeline.from_pretrained(export)
     pipeline.set_progress_bar_config(disable=True)
     for seed in (0, 1):
-        picture = opened(drawn / f"{seed:04d}-a-photo-of-sks-girl-seed{seed}.png")
+        image = opened(drawn / f"{seed:04d}-a-photo-of-sks-girl-seed{seed}.png")
         expected = pipeline(
             "a photo of sks girl", negative_prompt="ugly", num_inference_steps=3,
             generator=torch.Generator().manual_seed(seed),
         ).images[0]  # fmt: skip
-        assert (pil_to_tensor(picture).int() - pil_to_tensor(expected).int()).abs().max() <= 1
+        assert (pil_to_tensor(image).int() - pil_to_tensor(expected).int()).abs().max() <= 1
         about = {"prompt": "a photo of sks girl", "negative_prompt": "ugly", "seed": str(seed), "steps": "3"}
-        assert about.items() <= picture.text.items()
+        assert about.items() <= image.text.items()
     assert opened(drawn / "grid.png").width > 2 * 32
 
 
@@ -229,8 +227,8 @@ def test_predict_draws_a_checkpoint_with_its_saved_config(run: Run, monkeypatch:
     main()
     from_export = run("predict", name="again", model__pretrained=first.folder / "exports/step-000004",
                       samples__prompts="a boy")  # fmt: skip
-    pictures = [pil_to_tensor(opened(Path("runs", name, "grid.png"))).int() for name in ("drawn", "again")]
-    assert (pictures[0] - pictures[1]).abs().max() <= 1
+    images = [pil_to_tensor(opened(Path("runs", name, "grid.png"))).int() for name in ("drawn", "again")]
+    assert (images[0] - images[1]).abs().max() <= 1
     assert from_export.folder == Path("runs/again")
 
 
@@ -242,9 +240,9 @@ def test_predict_draws_the_last_state_of_the_named_run_into_a_folder_of_its_own(
     assert folders == [Path("runs/predict"), Path("runs/predict-2")]
     assert {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")} == before
     export = run("predict", samples__prompts="a boy", model__pretrained=first.folder / "exports/step-000002").folder
-    pictures = [pil_to_tensor(opened(folder / "grid.png")).int() for folder in (*folders, export)]
-    assert torch.equal(pictures[0], pictures[1])
-    assert (pictures[0] - pictures[2]).abs().max() <= 1
+    images = [pil_to_tensor(opened(folder / "grid.png")).int() for folder in (*folders, export)]
+    assert torch.equal(images[0], images[1])
+    assert (images[0] - images[2]).abs().max() <= 1
 
 
 def test_predict_reads_prompts_from_a_file(run: Run) -> None:
@@ -254,7 +252,7 @@ def test_predict_reads_prompts_from_a_file(run: Run) -> None:
 
 
 def test_two_concepts_train_together(run: Run) -> None:
-    tiny.pictures(Path("boy"), 3)
+    tiny.images(Path("boy"), 3)
     Path("concepts.json").write_text(
         json.dumps(
             [

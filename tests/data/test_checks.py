@@ -16,7 +16,7 @@ from lightning_dreambooth.models.stable_diffusion import StableDiffusion
     ("change", "message"),
     [
         ({"instance_data_dir": "nowhere"}, "nowhere is not a folder"),
-        ({"instance_data_dir": "empty"}, "empty holds no pictures"),
+        ({"instance_data_dir": "empty"}, "empty holds no images"),
         ({"class_prompt": None}, "no class_prompt or class_data_dir, which the prior loss needs"),
         ({"class_data_dir": "girl/"}, "give each its own folder"),
         ({"weight": 0}, "weight of the concept .* is 0, must be 1 or more"),
@@ -38,7 +38,7 @@ def add_a_copy() -> None:
 
 
 def add_a_small_one() -> None:
-    tiny.pictures(Path("girl"), 1, size_px=31)
+    tiny.images(Path("girl"), 1, size_px=31)
 
 
 def add_a_note() -> None:
@@ -48,12 +48,12 @@ def add_a_note() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (add_a_copy, r"girl/00\.png and girl/copy\.jpg are nearly the same picture"),
+        (add_a_copy, r"girl/00\.png and girl/copy\.jpg are nearly the same image"),
         (add_a_small_one, r"girl/00\.png is 31 x 31 px, smaller than the resolution 32"),
-        (add_a_note, "girl: skipped 1 files that are no pictures"),
+        (add_a_note, "girl: skipped 1 files that are no images"),
     ],
 )
-def test_pictures_that_are_hardly_meant_so_are_named(here: Path, change: Callable[[], None], message: str) -> None:
+def test_images_that_are_hardly_meant_so_are_named(here: Path, change: Callable[[], None], message: str) -> None:
     change()
     with pytest.warns(InputWarning, match=message):
         check_concept(Concept("sks girl", "girl"), needs_class=False, resolution_px=32)

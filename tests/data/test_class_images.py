@@ -7,7 +7,7 @@ from helpers import tiny
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from lightning_dreambooth.data.class_images import MANIFEST, Recipe
+from lightning_dreambooth.data.class_images import MANIFEST, ClassImageRecipe
 from lightning_dreambooth.data.concepts import Concept
 from lightning_dreambooth.datamodule import class_images
 from lightning_dreambooth.diffusion.sampling import Request, sample
@@ -15,10 +15,10 @@ from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 
 CONCEPT = Concept("a photo of sks girl", "girl", "a photo of a girl", "class")
-RECIPE = Recipe("a photo of a girl", "ugly", 2, 5.0, "ddim", 32, "fingerprint")
+RECIPE = ClassImageRecipe("a photo of a girl", "ugly", 2, 5.0, "ddim", 32, "fingerprint")
 
 
-def fill(model: StableDiffusion, wanted: int, recipe: Recipe = RECIPE, seed: int = 0) -> int:
+def fill(model: StableDiffusion, wanted: int, recipe: ClassImageRecipe = RECIPE, seed: int = 0) -> int:
     before = contents()
     class_images.fill(CONCEPT, wanted, recipe, seed, lambda: model, batch_size=2)
     return len(contents()) - len(before)
@@ -51,7 +51,7 @@ def test_class_images_are_topped_up_with_those_a_larger_set_would_have(here: Pat
 def test_a_class_image_is_what_its_manifest_says(here: Path, model: StableDiffusion) -> None:
     fill(model, 2)
     manifest = json.loads(Path("class", MANIFEST).read_text())
-    assert Recipe(**manifest["recipe"]) == RECIPE
+    assert ClassImageRecipe(**manifest["recipe"]) == RECIPE
     request = Request("a photo of a girl", manifest["seeds"]["00001.png"], "ugly", 2, 5.0, "ddim")
     expected = (sample(model, [request], 32)[0] * 255).to(torch.int16)
     drawn = pil_to_tensor(Image.open("class/00001.png")).to(torch.int16)
@@ -80,14 +80,14 @@ def test_a_manifest_that_is_none_is_refused(here: Path, model: StableDiffusion) 
         fill(model, 2)
 
 
-def test_the_users_own_class_pictures_count(here: Path, model: StableDiffusion) -> None:
-    tiny.pictures(Path("class"), 2)
+def test_the_users_own_class_images_count(here: Path, model: StableDiffusion) -> None:
+    tiny.images(Path("class"), 2)
     own = contents()
     assert fill(model, 3) == 1
     assert own.items() <= contents().items()
     assert len(contents()) == 3
 
 
-def test_enough_class_pictures_need_no_model(here: Path) -> None:
-    tiny.pictures(Path("class"), 3)
+def test_enough_class_images_need_no_model(here: Path) -> None:
+    tiny.images(Path("class"), 3)
     class_images.fill(CONCEPT, 3, RECIPE, 0, lambda: pytest.fail("the model was loaded"), 2)

@@ -5,7 +5,7 @@ import pytest
 from helpers import tiny
 from helpers.datasets import REFERENCE
 
-from lightning_dreambooth.data.concepts import Concept, instance_pictures, read_concepts
+from lightning_dreambooth.data.concepts import Concept, instance_images, read_concepts
 from lightning_dreambooth.errors import InputError
 
 
@@ -47,9 +47,9 @@ def test_a_concepts_list_that_is_no_json_is_refused(here: Path) -> None:
         read_concepts("nowhere.json")
 
 
-def test_each_picture_has_its_caption_or_the_prompt(here: Path) -> None:
-    tiny.pictures(Path("girl"), 2)
+def test_each_image_has_its_caption_or_the_prompt(here: Path) -> None:
+    tiny.images(Path("girl"), 2)
     Path("girl/00.txt").write_text("sks girl laughing")
-    pictures, skipped = instance_pictures(Concept("sks girl", "girl"))
-    assert [picture.prompt for picture in pictures] == ["sks girl laughing"] + ["sks girl"] * 4
+    images, skipped = instance_images(Concept("sks girl", "girl"))
+    assert [image.prompt for image in images] == ["sks girl laughing"] + ["sks girl"] * 4
     assert skipped == 0

@@ -4,39 +4,39 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_dreambooth.data.concepts import Picture
-from lightning_dreambooth.data.dataset import ConceptPictures, PairDataset, ShardedOrder, concept_cycle, views_of
+from lightning_dreambooth.data.concepts import TrainingImage
+from lightning_dreambooth.data.dataset import ConceptImages, PairDataset, ShardedOrder, concept_cycle, views_of
 
 
-def pictures(name: str, count: int) -> list[Picture]:
-    return [Picture(Path(f"{name}{i}.png"), name) for i in range(count)]
+def images(name: str, count: int) -> list[TrainingImage]:
+    return [TrainingImage(Path(f"{name}{i}.png"), name) for i in range(count)]
 
 
-def dataset(*concepts: ConceptPictures, **settings: object) -> PairDataset:
+def dataset(*concepts: ConceptImages, **settings: object) -> PairDataset:
     texts = {name: torch.tensor([i]) for i, name in enumerate(["", "girl", "class girl", "dog", "class dog"])}
     defaults = {"texts": texts, "views": views_of("center", True, 0), "resolution_px": 32, "caption_dropout": 0.0}
     return PairDataset(concepts, **defaults | settings, seed=0, cache=None)  # type: ignore[arg-type]
 
 
-GIRL = ConceptPictures(pictures("girl", 5), pictures("class girl", 7))
-DOG = ConceptPictures(pictures("dog", 3), pictures("class dog", 4), weight=2)
+GIRL = ConceptImages(images("girl", 5), images("class girl", 7))
+DOG = ConceptImages(images("dog", 3), images("class dog", 4), weight=2)
 
 
-def test_every_instance_picture_is_seen_equally_often() -> None:
+def test_every_instance_image_is_seen_equally_often() -> None:
     data = dataset(GIRL)
-    seen = Counter(data.pictures(i)[0].path.name for i in range(5 * 6))
+    seen = Counter(data.images(i)[0].path.name for i in range(5 * 6))
     assert set(seen.values()) == {6}
     assert len(seen) == 5
 
 
-def test_instance_and_class_pictures_pair_within_their_concept() -> None:
+def test_instance_and_class_images_pair_within_their_concept() -> None:
     data = dataset(GIRL, DOG)
-    assert all(pair[1].prompt == f"class {pair[0].prompt}" for pair in map(data.pictures, range(60)))
+    assert all(pair[1].prompt == f"class {pair[0].prompt}" for pair in map(data.images, range(60)))
 
 
-def test_concepts_weigh_as_they_say_whatever_their_number_of_pictures() -> None:
+def test_concepts_weigh_as_they_say_whatever_their_number_of_images() -> None:
     data = dataset(GIRL, DOG)
-    assert Counter(data.pictures(i)[0].prompt for i in range(30)) == {"girl": 10, "dog": 20}
+    assert Counter(data.images(i)[0].prompt for i in range(30)) == {"girl": 10, "dog": 20}
 
 
 def test_concepts_are_spread_evenly_over_a_round() -> None:
@@ -46,34 +46,34 @@ def test_concepts_are_spread_evenly_over_a_round() -> None:
 
 def test_pairs_are_new_in_every_round() -> None:
     data = dataset(GIRL)
-    rounds = [{data.pictures(turn * 5 + i) for i in range(5)} for turn in range(3)]
+    rounds = [{data.images(turn * 5 + i) for i in range(5)} for turn in range(3)]
     assert rounds[0] != rounds[1] != rounds[2]
 
 
-def test_without_class_pictures_a_sample_has_one_row() -> None:
-    assert len(dataset(ConceptPictures(GIRL.instances, [])).pictures(0)) == 1
+def test_without_class_images_a_sample_has_one_row() -> None:
+    assert len(dataset(ConceptImages(GIRL.instances, [])).images(0)) == 1
 
 
 def test_instance_rows_come_first(here: Path) -> None:
-    real = [Picture(path, "girl") for path in sorted(Path("girl").glob("*.png"))]
-    data = dataset(ConceptPictures(real[:2], [Picture(picture.path, "class girl") for picture in real[2:]]))
+    real = [TrainingImage(path, "girl") for path in sorted(Path("girl").glob("*.png"))]
+    data = dataset(ConceptImages(real[:2], [TrainingImage(image.path, "class girl") for image in real[2:]]))
     batch = data.collate([data[i] for i in range(4)])
     assert batch.texts.flatten().tolist() == [1, 1, 1, 1, 2, 2, 2, 2]
-    assert batch.pictures.shape == (8, 3, 32, 32)
+    assert batch.images.shape == (8, 3, 32, 32)
     assert batch.numbers == [0, 1, 2, 3]
 
 
 def test_a_dropped_caption_is_the_empty_prompt(here: Path) -> None:
-    real = [Picture(path, "girl") for path in sorted(Path("girl").glob("*.png"))]
-    data = dataset(ConceptPictures(real, []), caption_dropout=0.3)
+    real = [TrainingImage(path, "girl") for path in sorted(Path("girl").glob("*.png"))]
+    data = dataset(ConceptImages(real, []), caption_dropout=0.3)
     dropped = [int(data[i].rows[0].text) == 0 for i in range(400)]
     assert abs(sum(dropped) / 400 - 0.3) < 4 * (0.3 * 0.7 / 400) ** 0.5
 
 
 def test_a_sample_is_the_same_whenever_it_is_asked_for(here: Path) -> None:
-    real = [Picture(path, "girl") for path in sorted(Path("girl").glob("*.png"))]
+    real = [TrainingImage(path, "girl") for path in sorted(Path("girl").glob("*.png"))]
     views = views_of("random", True, 0)
-    first, again = (dataset(ConceptPictures(real, []), views=views)[7].rows[0].picture for _ in range(2))
+    first, again = (dataset(ConceptImages(real, []), views=views)[7].rows[0].image for _ in range(2))
     assert torch.equal(first, again)
     assert len(set(views)) == 16
 

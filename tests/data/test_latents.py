@@ -5,7 +5,7 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_dreambooth.data.images import View
-from lightning_dreambooth.data.latents import LatentCache, read_bytes
+from lightning_dreambooth.data.latents import LatentCache, load_pixels
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 
 VIEWS = [View(), View(flip=True)]
@@ -22,16 +22,16 @@ class Counted:
         self.model = model
         self.count = 0
 
-    def __call__(self, pictures: Tensor) -> Tensor:
-        self.count += len(pictures)
-        return self.model.encode(pictures)
+    def __call__(self, images: Tensor) -> Tensor:
+        self.count += len(images)
+        return self.model.encode(images)
 
 
 def test_cached_moments_are_those_of_encoding_now(here: Path, model: StableDiffusion) -> None:
     cache = LatentCache("vae", 32)
     cache.fill(wanted(), model.encode, batch_size=4)
     for path, view in wanted():
-        now = model.encode(read_bytes(path, view, 32)[None])[0]
+        now = model.encode(load_pixels(path, view, 32)[None])[0]
         torch.testing.assert_close(cache.get(path, view), now, atol=1e-5, rtol=1e-4)
 
 
@@ -60,7 +60,7 @@ def test_views_that_cut_the_same_square_are_encoded_once(here: Path, model: Stab
     cache = LatentCache("vae", 32)
     views = [View(x=0.0), View(x=0.5), View(x=1.0)]
     cache.fill([(Path(name), view) for name in ("girl/00.png", "girl/04.png") for view in views], encode, batch_size=4)
-    assert encode.count == 1 + 3  # the first picture is square, the other four pixels wider than high
+    assert encode.count == 1 + 3  # the first image is square, the other four pixels wider than high
 
 
 def test_cached_moments_can_be_trained_on(here: Path, model: StableDiffusion) -> None:

@@ -14,7 +14,7 @@ SCHEDULERS = {"ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler, "eule
 
 @pytest.mark.parametrize("sampler", SCHEDULERS)
 @pytest.mark.parametrize("guidance_scale", [1.0, 7.5])
-def test_a_sample_is_the_picture_that_diffusers_draws(
+def test_a_sample_is_the_image_that_diffusers_draws(
     model: StableDiffusion, tiny_sd: Path, sampler: str, guidance_scale: float
 ) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_sd)
@@ -39,7 +39,7 @@ def test_v_prediction_is_sampled_as_diffusers_does(tmp_path: Path) -> None:
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
 
 
-def test_a_picture_is_the_same_alone_and_in_a_batch(model: StableDiffusion) -> None:
+def test_a_image_is_the_same_alone_and_in_a_batch(model: StableDiffusion) -> None:
     requests = [Request(prompt, seed, steps=3) for prompt in ("a girl", "a boy") for seed in (1, 2)]
     together = sample(model, requests, 32)
     alone = torch.cat([sample(model, [request], 32) for request in requests])

@@ -21,8 +21,8 @@ TEXTS = ["a photo of sks girl", "a boy", "a photo of sks girl"]
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Image.Image]:
-    folder = tiny.pictures(tmp_path_factory.mktemp("pictures"), 5)
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Image.Image]:
+    folder = tiny.images(tmp_path_factory.mktemp("images"), 5)
     return [Image.open(path).convert("RGB") for path in sorted(folder.glob("*.png"))]
 
 
@@ -40,13 +40,13 @@ def alike(a: torch.Tensor, b: torch.Tensor) -> float:
     return cosine_similarity(a, b).min().item()
 
 
-def test_clip_agrees_with_open_clip_called_plainly(clip: Clip, pictures: list[Image.Image]) -> None:
+def test_clip_agrees_with_open_clip_called_plainly(clip: Clip, images: list[Image.Image]) -> None:
     model, transform = open_clip.create_model_from_pretrained(clip.source)
     model.eval()
     with torch.no_grad():
-        expected = model.encode_image(torch.stack([transform(picture) for picture in pictures]))
+        expected = model.encode_image(torch.stack([transform(image) for image in images]))
         texts = model.encode_text(open_clip.get_tokenizer(clip.source)(TEXTS))
-    assert alike(clip.pictures(pictures), expected) > 0.999
+    assert alike(clip.images(images), expected) > 0.999
     assert alike(clip.texts(TEXTS), texts) > 0.999
     assert clip.name == "small"
 
@@ -57,27 +57,27 @@ def test_equal_texts_have_equal_embeddings_and_others_do_not(clip: Clip) -> None
     assert cosine_similarity(first, second, dim=0) < 0.999
 
 
-def test_dino_sees_the_middle_of_a_larger_picture(dino: Dino, pictures: list[Image.Image]) -> None:
+def test_dino_sees_the_middle_of_a_larger_image(dino: Dino, images: list[Image.Image]) -> None:
     model = timm.create_model(dino.source, pretrained=True)
     see = transforms.Compose([
         transforms.Resize(int(32 / 0.875), transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(32),
         transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     ])  # fmt: skip
     with torch.no_grad():
-        expected = model(torch.stack([see(picture) for picture in pictures]))
-    assert alike(dino.pictures(pictures), expected) > 0.999
+        expected = model(torch.stack([see(image) for image in images]))
+    assert alike(dino.images(images), expected) > 0.999
     assert "CenterCrop" in dino.preprocessing
 
 
-def test_a_picture_is_encoded_the_same_alone_and_in_a_batch(dino: Dino, pictures: list[Image.Image]) -> None:
-    together = dino.pictures(pictures)
-    alone = torch.cat([dino.pictures([picture]) for picture in pictures])
+def test_a_image_is_encoded_the_same_alone_and_in_a_batch(dino: Dino, images: list[Image.Image]) -> None:
+    together = dino.images(images)
+    alone = torch.cat([dino.images([image]) for image in images])
     assert alike(together, alone) > 0.9999
 
 
-def test_lpips_is_torchmetrics_network_over_all_pairs(tmp_path: Path, pictures: list[Image.Image]) -> None:
+def test_lpips_is_torchmetrics_network_over_all_pairs(tmp_path: Path, images: list[Image.Image]) -> None:
     file = tiny.alexnet(tmp_path / "alexnet.safetensors")
-    stacked = torch.stack([pil_to_tensor(picture.resize((64, 64))) for picture in pictures])
+    stacked = torch.stack([pil_to_tensor(image.resize((64, 64))) for image in images])
     network = _LPIPS(pretrained=True, net="alex", pnet_rand=True)
     network.net.load_state_dict(
         {name: load_file(file)[f"features.{name.split('.', 1)[1]}"] for name in network.net.state_dict()}
@@ -124,11 +124,11 @@ def test_an_encoder_that_is_not_there_is_named(make: object, message: str) -> No
         make()  # type: ignore[operator]
 
 
-def test_broken_weights_are_told_in_one_line(tmp_path: Path, pictures: list[Image.Image]) -> None:
+def test_broken_weights_are_told_in_one_line(tmp_path: Path, images: list[Image.Image]) -> None:
     folder = tiny.clip(tmp_path / "clip")
     (folder / "open_clip_model.safetensors").write_bytes(b"nothing")
     with pytest.raises(InputError, match="cannot be loaded as an encoder"):
-        Clip(str(folder)).pictures(pictures)
+        Clip(str(folder)).images(images)
 
 
 def test_an_encoder_that_asks_to_run_code_is_refused(tmp_path: Path) -> None:
@@ -140,12 +140,12 @@ def test_an_encoder_that_asks_to_run_code_is_refused(tmp_path: Path) -> None:
         Clip(str(config.parent))
 
 
-def test_an_encoder_of_nan_is_blamed_and_not_the_pictures(tmp_path: Path, pictures: list[Image.Image]) -> None:
+def test_an_encoder_of_nan_is_blamed_and_not_the_images(tmp_path: Path, images: list[Image.Image]) -> None:
     file = tiny.clip(tmp_path / "clip") / "open_clip_model.safetensors"
     weights = load_file(file)
     save_file({name: value * float("nan") for name, value in weights.items()}, file)
     with pytest.raises(InputError, match="clip gives embeddings that are not finite"):
-        Clip(str(file.parent)).pictures(pictures)
+        Clip(str(file.parent)).images(images)
 
 
 def test_a_folder_has_weights_of_its_own(clip: Clip) -> None:

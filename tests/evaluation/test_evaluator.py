@@ -7,7 +7,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from lightning_dreambooth.data.concepts import Concept
 from lightning_dreambooth.evaluation.encoders import Clip, Dino
-from lightning_dreambooth.evaluation.evaluator import Judge
+from lightning_dreambooth.evaluation.evaluator import FidelityEvaluator
 from lightning_dreambooth.evaluation.prompts import Protocol
 
 CONCEPTS = [
@@ -18,7 +18,7 @@ PROTOCOL = Protocol(["a photo of sks girl", "a photo of sks", "a photo of pink g
                     ("", 2, 2.0, "dpm++"), 4)  # fmt: skip
 
 
-def pictures(count: int, seed: int) -> torch.Tensor:
+def images(count: int, seed: int) -> torch.Tensor:
     """Coloured noise [count, 3, 32, 32], each set with a colour of its own."""
     chance = torch.Generator().manual_seed(seed)
     colour = torch.randint(256, (1, 3, 1, 1), generator=chance)
@@ -46,18 +46,20 @@ def dino(small_dino: Path) -> Dino:
 
 
 @pytest.mark.parametrize("with_dino", [False, True])
-def test_every_figure_is_what_numpy_makes_of_the_pictures_it_names(clip: Clip, dino: Dino, with_dino: bool) -> None:
+def test_every_figure_is_what_numpy_makes_of_the_images_it_names(clip: Clip, dino: Dino, with_dino: bool) -> None:
     probes = PROTOCOL.probes(CONCEPTS)
     assert [probe.kind for probe in probes] == ["instance"] * 6 + ["class"] * 2 + ["unrelated"] * 2
-    before, after = pictures(len(probes), 1), pictures(len(probes), 2)
-    faces = [pictures(4, 3), pictures(3, 4)]
+    before, after = images(len(probes), 1), images(len(probes), 2)
+    faces = [images(4, 3), images(3, 4)]
     texts = [["a photo of girl"] * 4, ["a photo of girl"] * 3]
     shown = [[to_pil_image(face) for face in each] for each in faces]
-    judge = Judge(probes, CONCEPTS, shown, texts, before, clip, dino if with_dino else None, None, torch.device("cpu"))
+    judge = FidelityEvaluator(
+        probes, CONCEPTS, shown, texts, before, clip, dino if with_dino else None, None, torch.device("cpu")
+    )
     figures = judge.measure(after)
 
     def embedded(encoder: Clip | Dino) -> list[np.ndarray]:
-        return [unit(encoder.pictures([to_pil_image(each) for each in some])) for some in (after, before, *faces)]
+        return [unit(encoder.images([to_pil_image(each) for each in some])) for some in (after, before, *faces)]
 
     now, then, one, two = embedded(clip)
     said = unit(clip.texts([probe.text for probe in probes]))
@@ -97,9 +99,11 @@ def test_every_figure_is_what_numpy_makes_of_the_pictures_it_names(clip: Clip, d
 
 def test_the_score_is_the_harmonic_mean_of_the_ways_that_are_there(clip: Clip) -> None:
     probes = PROTOCOL.probes(CONCEPTS)
-    faces = [[to_pil_image(face) for face in pictures(3, seed)] for seed in (3, 4)]
+    faces = [[to_pil_image(face) for face in images(3, seed)] for seed in (3, 4)]
     texts = [["a girl"] * 3] * 2
-    judge = Judge(probes, CONCEPTS, faces, texts, pictures(len(probes), 1), clip, None, None, torch.device("cpu"))
+    judge = FidelityEvaluator(
+        probes, CONCEPTS, faces, texts, images(len(probes), 1), clip, None, None, torch.device("cpu")
+    )
     judge.ceiling["clip_i"] = 0.9
     judge.untuned = {"clip_i": 0.5, "clip_t": judge._floor() + 0.1, "pres/small": 0.4}
     half = {"clip_i": 0.7, "clip_t": judge._floor() + 0.05, "pres/small": 0.5}

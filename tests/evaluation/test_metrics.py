@@ -29,12 +29,12 @@ def test_prompt_similarity_is_the_mean_of_numpys_row_by_row_cosines(rows: torch.
     assert metrics.prompt_similarity(rows, texts) == pytest.approx(np.mean(expected), abs=1e-6)
 
 
-def test_the_ceiling_excludes_pairs_of_a_picture_with_itself(rows: torch.Tensor) -> None:
+def test_the_ceiling_excludes_pairs_of_a_image_with_itself(rows: torch.Tensor) -> None:
     pairs = [torch.cosine_similarity(rows[i], rows[j], dim=0).item() for i, j in itertools.combinations(range(7), 2)]
     assert metrics.self_similarity(rows) == pytest.approx(np.mean(pairs), abs=1e-6)
 
 
-def test_equal_pictures_reach_every_ceiling() -> None:
+def test_equal_images_reach_every_ceiling() -> None:
     same = torch.ones(4, 3) * torch.tensor([[1.0], [2.0], [3.0], [4.0]])
     assert metrics.similarity(same, same[:2]) == pytest.approx(1)
     assert metrics.self_similarity(same) == pytest.approx(1)
@@ -43,7 +43,7 @@ def test_equal_pictures_reach_every_ceiling() -> None:
     assert metrics.drift(same, same) == pytest.approx(0)
 
 
-def test_an_identical_set_is_nearest_to_itself_and_its_other_pictures_are_not(rows: torch.Tensor) -> None:
+def test_an_identical_set_is_nearest_to_itself_and_its_other_images_are_not(rows: torch.Tensor) -> None:
     assert metrics.nearest(rows, rows) == pytest.approx(1)
     assert metrics.nearest_other(rows) < 0.95
 
@@ -60,14 +60,16 @@ def test_the_length_of_embeddings_does_not_matter(rows: torch.Tensor, others: to
     assert metrics.similarity(longer, others) == pytest.approx(metrics.similarity(rows, others), abs=1e-6)
 
 
-def test_diversity_compares_pictures_of_one_group_only() -> None:
+def test_diversity_compares_images_of_one_group_only() -> None:
     east, north = torch.tensor([[1.0, 0.0]] * 3), torch.tensor([[0.0, 1.0]] * 2)
     assert metrics.diversity([east, north]) == pytest.approx(0)
     assert metrics.diversity([torch.cat([east[:1], north[:1]])]) == pytest.approx(1)
 
 
 def test_a_way_is_done_between_its_ends() -> None:
-    assert [metrics.way(value, 0.2, 0.6) for value in (0.1, 0.2, 0.3, 0.6, 0.9)] == pytest.approx([0, 0, 0.25, 1, 1])
+    assert [metrics.fraction_of_range(value, 0.2, 0.6) for value in (0.1, 0.2, 0.3, 0.6, 0.9)] == pytest.approx(
+        [0, 0, 0.25, 1, 1]
+    )
 
 
 def test_the_balance_is_the_harmonic_mean_and_zero_if_a_part_is() -> None:
@@ -100,10 +102,10 @@ def test_what_cannot_be_compared_is_refused(rows: torch.Tensor) -> None:
         metrics.nearest_other(rows[:1])
 
 
-def test_gathered_pictures_come_in_the_order_of_their_numbers() -> None:
-    gathered = metrics.Gathered()
-    pictures = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 3, 2, 2)
-    gathered.update(torch.tensor([3, 4]), pictures[3:])
-    gathered.update(torch.tensor([], dtype=torch.long), pictures[:0])
-    gathered.update(torch.tensor([1, 0, 2]), pictures[[1, 0, 2]])
-    assert torch.equal(gathered.compute(), pictures)
+def test_gathered_images_come_in_the_order_of_their_numbers() -> None:
+    gathered = metrics.GatheredImages()
+    images = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 3, 2, 2)
+    gathered.update(torch.tensor([3, 4]), images[3:])
+    gathered.update(torch.tensor([], dtype=torch.long), images[:0])
+    gathered.update(torch.tensor([1, 0, 2]), images[[1, 0, 2]])
+    assert torch.equal(gathered.compute(), images)

@@ -77,6 +77,6 @@ def test_a_class_that_two_concepts_share_is_drawn_once() -> None:
     assert [p.request.prompt for p in probes if p.kind == "unrelated"] == ["a tree"] * 2
 
 
-def test_guidance_doubles_the_cost_of_a_picture() -> None:
+def test_guidance_doubles_the_cost_of_a_image() -> None:
     assert unet_evaluations(Request("", 0, steps=12, guidance_scale=7.5)) == 24
     assert unet_evaluations(Request("", 0, steps=12, guidance_scale=1.0)) == 12

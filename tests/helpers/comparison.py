@@ -15,12 +15,12 @@ def left_behind(name: str) -> dict[str, object]:
     for timed in ("train/samples_per_second", "val/seconds"):
         curves.pop(timed)
     drawn = [*folder.glob("samples/*.png"), *folder.glob("validation/*.png"), folder / "validation.csv"]
-    pictures = {str(path.relative_to(folder)): path.read_bytes() for path in drawn}
+    images = {str(path.relative_to(folder)): path.read_bytes() for path in drawn}
     exported = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("exports/step-000006/unet/*"))}
-    kept = ("state_dict", "optimizer_states", "lr_schedulers", "DreamBoothData", "global_step")
-    images = [e.step for e in log.Images("samples")]
-    return {key: state[key] for key in kept} | {
-        "curves": curves, "pictures": pictures, "exports": exported, "grids in the log": images,
+    saved = ("state_dict", "optimizer_states", "lr_schedulers", "DreamBoothData", "global_step")
+    grids = [event.step for event in log.Images("samples")]
+    return {key: state[key] for key in saved} | {
+        "curves": curves, "images": images, "exports": exported, "grids in the log": grids,
     }  # fmt: skip
 
 

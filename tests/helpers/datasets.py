@@ -38,7 +38,7 @@ prompt_list = [
 
 
 def made_up_dataset(folder: Path) -> Path:
-    """Two subjects in google/dreambooth's layout, and one whose pictures are not there."""
+    """Two subjects in google/dreambooth's layout, and one whose images are not there."""
     call = "'a {0} {1} on a table'.format(unique_token, class_token)"
     lists = "\n".join(f"prompt_list = [\n{call},\n]" for _ in range(2))
     (folder / "mug").mkdir(parents=True)

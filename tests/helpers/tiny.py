@@ -75,24 +75,24 @@ def stable_diffusion(folder: Path, prediction_type: str = "epsilon", factor: int
     return folder
 
 
-def pictures(folder: Path, count: int, size_px: int = 40) -> Path:
-    """Plain coloured pictures with a stripe, all different."""
+def images(folder: Path, count: int, size_px: int = 40) -> Path:
+    """Plain coloured images with a stripe, all different."""
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(count):
-        picture = Image.new("RGB", (size_px + i, size_px), (20 + 30 * i % 230, 60, 200 - 20 * i % 190))
-        picture.paste((250, 240, 10 * i % 250), (3 * i % size_px, 0, 3 * i % size_px + 6, size_px))
-        picture.save(folder / f"{i:02d}.png")
+        image = Image.new("RGB", (size_px + i, size_px), (20 + 30 * i % 230, 60, 200 - 20 * i % 190))
+        image.paste((250, 240, 10 * i % 250), (3 * i % size_px, 0, 3 * i % size_px + 6, size_px))
+        image.save(folder / f"{i:02d}.png")
     return folder
 
 
 def subject(folder: Path, count: int, size_px: int = 40) -> Path:
-    """Pictures that are more like each other than like what a random model draws."""
+    """Images that are more like each other than like what a random model draws."""
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(count):
-        picture = Image.new("RGB", (size_px, size_px), (250 - i, 5 * i, 0))
+        image = Image.new("RGB", (size_px, size_px), (250 - i, 5 * i, 0))
         left, top = (7 * i) % (size_px // 2), (11 * i) % (size_px // 2)
-        picture.paste((0, 20, 250), (left, top, left + size_px // 2, top + size_px // 2))
-        picture.save(folder / f"{i:02d}.png")
+        image.paste((0, 20, 250), (left, top, left + size_px // 2, top + size_px // 2))
+        image.save(folder / f"{i:02d}.png")
     return folder
 
 

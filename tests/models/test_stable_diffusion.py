@@ -49,8 +49,8 @@ def test_a_plain_pipeline_loads_a_saved_model_and_draws(
     model.save(tmp_path / "saved", dtype)
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "saved")
     pipeline.set_progress_bar_config(disable=True)
-    picture = pipeline("a photo of sks girl", num_inference_steps=1, output_type="pt").images
-    assert picture.shape == (1, 3, 32, 32)
+    image = pipeline("a photo of sks girl", num_inference_steps=1, output_type="pt").images
+    assert image.shape == (1, 3, 32, 32)
 
 
 def test_saving_and_loading_gives_the_same_weights(model: StableDiffusion, tmp_path: Path) -> None:

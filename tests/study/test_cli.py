@@ -14,7 +14,7 @@ import yaml
 from helpers import forked, tiny
 from helpers.datasets import made_up_dataset
 
-from lightning_dreambooth.data.images import read_picture
+from lightning_dreambooth.data.images import read_image
 from lightning_dreambooth.evaluation.encoders import Clip
 from lightning_dreambooth.evaluation.metrics import cosines
 from lightning_dreambooth.files import sha256
@@ -52,7 +52,7 @@ STUDY = {
 
 
 def room(folder: Path) -> Path:
-    """A folder with a model, an encoder, pictures and a study."""
+    """A folder with a model, an encoder, images and a study."""
     tiny.stable_diffusion(folder / "tiny")
     tiny.clip(folder / "clip")
     tiny.subject(folder / "girl", 4)
@@ -94,31 +94,31 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_last_line_says_where_everything_lies(done: Path) -> None:
     said = (done / "said").read_text().splitlines()
-    pattern = r"mine: 4 fits, 3 figures, 16 pictures measured in \d+ min; report in (\S+), tables in (\S+)"
+    pattern = r"mine: 4 fits, 3 figures, 16 images measured in \d+ min; report in (\S+), tables in (\S+)"
     report, tables = re.fullmatch(pattern, said[-1]).groups()
     assert (done / report).is_file()
-    assert {file.stem for file in (done / tables).iterdir()} == {"pictures", "figures", "fits", "findings"}
+    assert {file.stem for file in (done / tables).iterdir()} == {"images", "figures", "fits", "findings"}
     assert sum("steps help" in line for line in said) == 1
 
 
-def test_the_report_needs_no_other_file_and_shows_every_picture(done: Path) -> None:
+def test_the_report_needs_no_other_file_and_shows_every_image(done: Path) -> None:
     page = (done / "runs/mine/report.html").read_text()
     assert [each for each in re.findall(r'(?:src|href)="([^"]*)"', page) if not each.startswith(("data:", "#"))] == []
-    assert page.count('src="data:image/webp') == 4 + 2 * 4 + 2 * 4  # training pictures, both figures
+    assert page.count('src="data:image/webp') == 4 + 2 * 4 + 2 * 4  # training images, both figures
     assert "look at &lt;this&gt;" in page
     assert "steps help" in page
     assert "<svg" not in page
     assert page.count("data:image/svg+xml") >= 2 * 3  # curves of the settings, and of training
 
 
-def test_rows_of_pictures_hold_what_an_encoder_says_of_them(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_images_hold_what_an_encoder_says_of_them(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(done)
     clip = Clip("clip")
-    own = clip.pictures([read_picture(path) for path in sorted(Path("girl").glob("*.png"))])
-    found = rows(Path("runs/mine/tables/pictures.csv"))
+    own = clip.images([read_image(path) for path in sorted(Path("girl").glob("*.png"))])
+    found = rows(Path("runs/mine/tables/images.csv"))
     assert len(found) == 16
     for row in found:
-        drawn = clip.pictures([read_picture(Path(row["file"]))])
+        drawn = clip.images([read_image(Path(row["file"]))])
         texts = clip.texts([row["text"], "a photo", "ugly"])
         assert float(row["clip_i"]) == pytest.approx(cosines(drawn, own).mean().item(), abs=1e-3)
         said = cosines(drawn, texts)[0]
@@ -129,7 +129,7 @@ def test_rows_of_pictures_hold_what_an_encoder_says_of_them(done: Path, monkeypa
 
 
 def test_columns_of_a_figure_share_their_noise(done: Path) -> None:
-    found = rows(done / "runs/mine/tables/pictures.csv")
+    found = rows(done / "runs/mine/tables/images.csv")
     by_row: dict[tuple[str, ...], list[str]] = {}
     for row in found:
         by_row.setdefault((row["figure"], row["variant"], row["steps"], row["fit_seed"]), []).append(row["seed"])
@@ -137,9 +137,9 @@ def test_columns_of_a_figure_share_their_noise(done: Path) -> None:
 
 
 def test_figures_are_the_means_over_fits(done: Path) -> None:
-    pictures = rows(done / "runs/mine/tables/pictures.csv")
+    images = rows(done / "runs/mine/tables/images.csv")
     for row in rows(done / "runs/mine/tables/figures.csv"):
-        mine = [each for each in pictures if all(each[key] == row[key] for key in ("figure", "variant", "steps"))]
+        mine = [each for each in images if all(each[key] == row[key] for key in ("figure", "variant", "steps"))]
         assert float(row["clip_i"]) == pytest.approx(sum(float(each["clip_i"]) for each in mine) / len(mine))
         assert float(row["clip_i_low"]) <= float(row["clip_i"]) <= float(row["clip_i_high"])
 
@@ -225,7 +225,7 @@ def test_every_subject_of_a_dataset_is_fitted_tested_and_merged(tmp_path: Path) 
         ({"overrides": {"model.colour": "red"}}, "model.colour"),
         ({"overrides": {"model.prior_weight": -1}}, "model.prior_weight is -1"),
         ({"overrides": {"data.instance_data_dir": "nowhere"}}, "nowhere is not a folder"),
-        ({"overrides": {"fidelity.clip_model": None}}, "nothing measures its pictures"),
+        ({"overrides": {"fidelity.clip_model": None}}, "nothing measures its images"),
         ({"overrides": {"checkpoint.keep_exports": 10**9}}, "bytes are free there"),
     ],
 )
@@ -241,8 +241,8 @@ def test_a_study_that_cannot_run_is_refused_before_anything_is_trained(
 
 
 def of_the_first_fits(folder: Path) -> list[list[str]]:
-    """What each picture of the fits with the first seed is, and looks like."""
-    return [list(row.values()) for row in tables(folder)["pictures"] if row["fit_seed"] == "1"]
+    """What each image of the fits with the first seed is, and looks like."""
+    return [list(row.values()) for row in tables(folder)["images"] if row["fit_seed"] == "1"]
 
 
 def test_fits_of_two_processes_give_the_same_figures(done: Path, tmp_path: Path) -> None:
@@ -251,12 +251,12 @@ def test_fits_of_two_processes_give_the_same_figures(done: Path, tmp_path: Path)
     (folder / "mine.yaml").write_text(yaml.safe_dump(STUDY | {"overrides": two, "seeds": [1]}))
     study(folder)
     names = ("clip_i", "clip_t", "quality")
-    one = [float(row[name]) for row in tables(done)["pictures"] for name in names if row["fit_seed"] == "1"]
-    both = [float(row[name]) for row in tables(folder)["pictures"] for name in names]
+    one = [float(row[name]) for row in tables(done)["images"] for name in names if row["fit_seed"] == "1"]
+    both = [float(row[name]) for row in tables(folder)["images"] for name in names]
     assert both == pytest.approx(one, abs=1e-3)
 
 
-def test_ray_with_a_worker_killed_gives_the_same_pictures(done: Path, tmp_path: Path) -> None:
+def test_ray_with_a_worker_killed_gives_the_same_images(done: Path, tmp_path: Path) -> None:
     folder = room(tmp_path)
     (folder / "mine.yaml").write_text(yaml.safe_dump(STUDY | {"seeds": [1], "resources": {"num_cpus": 1.0}}))
     run = forked.start(folder, ["study", "mine.yaml", "--executor=ray"])

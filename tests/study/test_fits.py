@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from helpers import tiny
 
-from lightning_dreambooth.cli.main import look_at
+from lightning_dreambooth.cli.main import build_job
 from lightning_dreambooth.evaluation.dreambench import Subject
 from lightning_dreambooth.study.fits import benchmark_folder, finished, fit_of, locked
 from lightning_dreambooth.study.reading import Variant
@@ -28,7 +28,7 @@ def name(here: Path, tiny_sd: Path, small_clip: Path) -> Name:
     def name(**changes: object) -> str:
         changed = common | {key.replace("__", "."): value for key, value in changes.items()}
         variant = Variant("a", "fit.yaml", changed, {})
-        return fit_of("mine", variant, 1, look_at(variant.words(1))).name
+        return fit_of("mine", variant, 1, build_job(variant.words(1))).name
 
     return name
 
@@ -38,7 +38,7 @@ def test_a_fit_is_named_by_all_that_decides_it(name: Name, here: Path) -> None:
         name(), name(model__prior_weight=0.5), name(fidelity__seed=3), name(trainer__max_steps=5),
         name(checkpoint__dtype="float32"), name(data__class_prompt="a photo of a boy"),
     ]  # fmt: skip
-    tiny.pictures(here / "girl", 6)
+    tiny.images(here / "girl", 6)
     names.append(name())
     (here / "girl/00.txt").write_text("another caption")
     names.append(name())
@@ -86,7 +86,7 @@ def test_a_test_is_named_by_how_it_is_drawn(name: Name, here: Path, tiny_sd: Pat
     variant = Variant("a", "fit.yaml", {}, {})
     found = set()
     for more in ([], ["--benchmark.steps=3"]):
-        front = look_at([*words, *more])
-        found.add(benchmark_folder(fit_of("mine", variant, 1, front), front, subject))
-    found.add(benchmark_folder(fit_of("mine", variant, 1, front), front, subject._replace(prompts=["b {0} {1}"])))
+        job = build_job([*words, *more])
+        found.add(benchmark_folder(fit_of("mine", variant, 1, job), job, subject))
+    found.add(benchmark_folder(fit_of("mine", variant, 1, job), job, subject._replace(prompts=["b {0} {1}"])))
     assert len(found) == 3

@@ -6,7 +6,7 @@ from scipy import stats
 
 from lightning_dreambooth.study.measuring import interval, judge
 from lightning_dreambooth.study.reading import Figure, Row
-from lightning_dreambooth.study.spec import FigureSpec, Finding
+from lightning_dreambooth.study.spec import FigureSpec, Hypothesis
 
 
 def row(steps: int) -> Row:
@@ -14,7 +14,7 @@ def row(steps: int) -> Row:
 
 
 FIGURE = Figure("one", FigureSpec(), ["a"], [row(2), row(4), row(8)])
-FINDING = Finding("more steps, more so", "one", "clip_t", {"steps": 4}, {"steps": 2})
+FINDING = Hypothesis("more steps, more so", "one", "clip_t", {"steps": 4}, {"steps": 2})
 
 
 def test_the_interval_is_that_of_a_t_test() -> None:
@@ -54,10 +54,10 @@ def test_a_finding_holds_if_its_interval_is_above_zero(differences: list[float],
 
 
 def test_rows_that_both_sides_hold_are_averaged() -> None:
-    both = Finding("", "one", "clip_t", {"variant": "a"}, {"steps": 2})
+    both = Hypothesis("", "one", "clip_t", {"variant": "a"}, {"steps": 2})
     verdict = judge(both, FIGURE, {(place, 0): {"clip_t": float(place)} for place in range(3)})
     assert (verdict.more, verdict.less) == (1.0, 0.0)
 
 
 def test_a_measure_without_an_encoder_has_no_verdict() -> None:
-    assert judge(Finding("", "one", "dino", {}, {}), FIGURE, {(0, 0): {"clip_t": 1.0}}) is None
+    assert judge(Hypothesis("", "one", "dino", {}, {}), FIGURE, {(0, 0): {"clip_t": 1.0}}) is None

@@ -121,14 +121,14 @@ def report_zero_shot(clip: Clip, data: Path, vae: Path) -> None:
 
 def report_identity(clip: Clip, data: Path, adventurer: Path, vae: Path) -> None:
     """Triples with each kind of negative, sharp and softened."""
-    hero = read(sorted((FOLDER.parent / "pictures/sks_girl").glob("*.png")))
+    hero = read(sorted((FOLDER.parent / "images/sks_girl").glob("*.png")))
     rows = [row for split in ("train", "heldout") for row in read_rows(adventurer, split)]
     renderings = zip(rows, read([adventurer / row["file"] for row in rows]), strict=True)
     others = [(row, picture) for row, picture in renderings if not is_hero(picture)]
     alike = [picture for row, picture in others if row["gender"] == "girl" and row["hair"] in ("brown", "black")]
     faces = [row for row in read_rows(data, "heldout") if row["kind"] == "face"]
     negatives = {
-        "sks_style": read(sorted((FOLDER.parent / "pictures/sks_style").glob("*.png"))),
+        "sks_style": read(sorted((FOLDER.parent / "images/sks_style").glob("*.png"))),
         "other adventurers": [picture for _, picture in others],
         "of these, girls with brown or black hair": alike,
         "other styles": read([data / row["file"] for row in faces]),
