@@ -4,40 +4,49 @@ import logging
 import sys
 import warnings
 
-# What libraries say that a user can do nothing about.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # kernels for 4-bit weights, which nothing here has
-logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # other products
+# Messages of libraries about which a user can do nothing.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # kernels for 4-bit weights, not used here
+logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # advertisements of other products
 logging.getLogger("pytorch_lightning.trainer.connectors.checkpoint_connector").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", r".*`isinstance\(treespec, LeafSpec\)`.*")
 warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # frozen parts are, on purpose
 warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # the first step is always logged
 warnings.filterwarnings("ignore", ".*does not have many workers.*")  # cached latents need none
+warnings.filterwarnings(
+    "ignore", ".*have no `val_dataloader`.*"
+)  # Fidelity draws between steps, not in Lightning's loop
 
 from pytorch_lightning.utilities import rank_zero_only  # noqa: E402
 
 from lightning_dreambooth.cli.main import PROG, main  # noqa: E402
 from lightning_dreambooth.errors import InputWarning  # noqa: E402
 
-with_place = warnings.formatwarning
+default_format = warnings.formatwarning
 
 
 def one_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """A warning about input as a user reads it; others with their place in the code."""
+    """A warning about input in one line; others with their place in the code."""
     if issubclass(category, InputWarning):
         return f"{PROG}: warning: {message}\n"
-    return with_place(message, category, filename, lineno, line)
+    return default_format(message, category, filename, lineno, line)
 
 
 warnings.formatwarning = one_line
-if getattr(rank_zero_only, "rank", 0):  # one process says it for all
+if getattr(rank_zero_only, "rank", 0):  # one process warns for all
     warnings.simplefilter("ignore", InputWarning)
 
-if __name__ == "__main__":
+
+def run() -> None:
+    """Runs a verb or a tool: the console script `lightning-dreambooth`."""
     if sys.argv[1:2] == ["study"]:
         from lightning_dreambooth.study import cli  # here: the verbs need no plots
 
         cli.main(sys.argv[2:])
     else:
         main()
+
+
+if __name__ == "__main__":
+    run()

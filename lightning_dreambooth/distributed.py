@@ -1,4 +1,4 @@
-"""Several processes as one: who does which part, how they wait for each other, and who writes to a shared folder."""
+"""Several processes that work as one: which of them does what, how they wait, and who writes to a shared folder."""
 
 import signal
 import time
@@ -19,7 +19,7 @@ LOCK_PATIENCE_SECONDS = 20
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """How many processes work together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -33,18 +33,13 @@ def any_rank(true_here: bool) -> bool:
     return any(gather_dict({str(rank()): true_here}).values())
 
 
-def shard(things: Sequence[T]) -> Sequence[T]:
-    """The part of equal lists that this process works on."""
-    return things[rank() :: world_size()]
-
-
-def first_of(batches: Sequence[Sequence[Any]], index: int) -> int:
-    """Where the index-th batch that `shard` gave to this process begins, counted in all that lie before it."""
-    return sum(len(batch) for batch in batches[: index * world_size() + rank()])
+def shard(items: Sequence[T]) -> Sequence[T]:
+    """The part of a list that this process works on; the list is the same on every process."""
+    return items[rank() :: world_size()]
 
 
 def barrier() -> None:
-    """Returns when all processes are here; asks now and then, so that a signal is heard meanwhile."""
+    """Returns when all processes are here. Polls, so that a signal is handled while it waits."""
     if dist.is_initialized():
         work = dist.barrier(async_op=True)
         while not work.is_completed():
@@ -52,23 +47,23 @@ def barrier() -> None:
         work.wait()
 
 
-def gather_dict(mine: Mapping[str, Any]) -> dict[str, Any]:
-    """What each process has made => what all have made, on every process."""
+def gather_dict(local: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of each process => the entries of all processes, on every process."""
     if not dist.is_initialized():
-        return dict(mine)
+        return dict(local)
     parts: list[Any] = [None] * world_size()
-    dist.all_gather_object(parts, dict(mine))
+    dist.all_gather_object(parts, dict(local))
     return {key: value for part in parts for key, value in part.items()}
 
 
 def ignore_signals_in_worker(worker: int) -> None:
-    """Leaves the end of a loader's worker to the process that it works for, also if a signal was sent to both."""
+    """Makes a loader worker ignore signals: the process that it works for decides when it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def acquired(lock: BaseFileLock, patience_seconds: int) -> bool:
-    """Whether this process got the lock on a folder, or has it already.
+def acquire(lock: BaseFileLock, patience_seconds: int) -> bool:
+    """Whether this process holds the lock of a folder afterwards; waits for it at most so long.
 
     Raises:
         TrainingError: if the folder cannot be written to.
@@ -87,15 +82,15 @@ def acquired(lock: BaseFileLock, patience_seconds: int) -> bool:
 
 @contextmanager
 def exclusive_folder(folder: Path) -> Iterator[None]:
-    """Lets one run at a time fill a folder, with all of its processes; removes what a killed one has left half written.
+    """Lets one run at a time write to a folder, with all of its processes, and removes what a killed run left there.
 
-    The lock belongs to the first process and ends with it, however that ends.
+    The lock belongs to the first process and ends with it, in whatever way that ends.
     """
     lock = FileLock(folder / LOCK)
     locked = False
-    while not locked:  # in rounds, for a process group waits for none of its members longer than half an hour
-        mine = {"locked": acquired(lock, LOCK_PATIENCE_SECONDS)} if rank() == 0 else {}
-        locked = gather_dict(mine)["locked"]
+    while not locked:  # in rounds, because a process group waits for a member at most half an hour
+        local = {"locked": acquire(lock, LOCK_PATIENCE_SECONDS)} if rank() == 0 else {}
+        locked = gather_dict(local)["locked"]
     if rank() == 0:
         remove_parts(folder)
     barrier()

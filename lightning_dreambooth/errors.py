@@ -1,12 +1,12 @@
-"""How this package says no, stops, or raises a finger. `cli.front_door` prints their one line."""
+"""How this package refuses, stops or warns. `cli.main.exit_on_error` turns each of these into one line."""
 
 
 class InputError(ValueError):
-    """Wrong input, nothing was changed; the message holds the value, the bound and the remedy. Exit code 2."""
+    """Wrong input; nothing was changed. The message holds the value, the bound and the remedy. Exit code 2."""
 
 
 class TrainingError(RuntimeError):
-    """The run cannot go on; what was saved before stands. Exit code 1."""
+    """The run cannot go on; what was saved before remains. Exit code 1."""
 
 
 class Stopped(BaseException):
@@ -19,4 +19,4 @@ class Stopped(BaseException):
 
 
 class InputWarning(UserWarning):
-    """Input that can be worked with, but is hardly what was meant."""
+    """Input that can be used, but is probably not what was meant."""

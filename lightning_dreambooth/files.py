@@ -1,4 +1,4 @@
-"""How files reach the disk: beside their target, flushed, renamed into place; and what is in them, as one word."""
+"""How files reach the disk: written beside their target, flushed, renamed into place; and their SHA-256."""
 
 import hashlib
 import os
@@ -13,12 +13,12 @@ from safetensors import SafetensorError
 
 from lightning_dreambooth.errors import InputError, TrainingError
 
-PART = ".{}.{}.part"  # name of a file or folder while it is written; the random word is its writer's alone
-OLD = ".{}.old.part"  # name of a folder while another one takes its place
+PART = ".{}.{}.part"  # name of a file or folder while it is written; the random word is unique to its writer
+OLD = ".{}.old.part"  # name of a folder while another one replaces it
 
 
 def flush(path: Path) -> None:
-    """Asks the disk to keep a file or folder now: a rename alone does not survive a power cut."""
+    """Flushes a file or folder to the disk: a rename alone does not survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -28,10 +28,10 @@ def flush(path: Path) -> None:
 
 @contextmanager
 def replaced(target: Path) -> Iterator[Path]:
-    """Gives a path beside `target` to write a file or folder to, and renames it into place when that has succeeded.
+    """Yields a path beside `target` for a file or folder, and renames it into place when the block has succeeded.
 
     Raises:
-        TrainingError: if the disk refuses; whatever was at `target` is then still there.
+        TrainingError: if the disk refuses; what was at `target` before is then still there.
     """
     beside = target.with_name(PART.format(target.name, token_hex(4)))
     try:
@@ -63,18 +63,19 @@ def _put_into_place(beside: Path, target: Path) -> None:
 
 def _refusal(target: Path, beside: Path, error: Exception) -> str:
     written = sum(path.stat().st_size for path in (beside, *beside.rglob("*")) if path.is_file())
-    home = next(folder for folder in target.absolute().parents if folder.is_dir())
+    existing = next(folder for folder in target.absolute().parents if folder.is_dir())
     return (
-        f"{target} could not be written after {written:,} bytes ({error}); {shutil.disk_usage(home).free:,} bytes are "
-        "free there. What was saved before stands: make room or change the permissions, and go on with --ckpt_path last"
+        f"{target} could not be written after {written:,} bytes ({error}); {shutil.disk_usage(existing).free:,} bytes "
+        "are free there. What was saved before remains: make room or change the permissions, and resume with "
+        "--ckpt_path last"
     )
 
 
 def remove_parts(*folders: Path) -> None:
-    """Removes what killed runs have left half written directly in these folders.
+    """Removes unfinished files of killed runs, directly in these folders.
 
-    Only for the process that owns them by their lock, before any other of its run writes there. What an orphan of a
-    killed run still writes is removed with the rest: it then ends, or writes under a name that is nobody else's.
+    Only the process that holds the folders' lock may call it, before other processes of its run write there. An orphan
+    of a killed run may still write: its file is removed too, and it fails or continues under its own unique name.
     """
     for folder in folders:
         for old in folder.glob(OLD.format("*")):
@@ -87,9 +88,9 @@ def remove_parts(*folders: Path) -> None:
 
 
 def sha256(file: Path) -> str:
-    """SHA-256 of a file's bytes, 64 hex digits; a file is read again only if it was written to."""
-    about = file.stat()
-    return _sha256(file.absolute(), about.st_ino, about.st_size, about.st_mtime_ns)
+    """SHA-256 of a file's bytes, 64 hex digits; a file is read again only if it has changed."""
+    status = file.stat()
+    return _sha256(file.absolute(), status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 @cache
@@ -99,11 +100,11 @@ def _sha256(file: Path, *version: int) -> str:
 
 
 def check_room(folder: Path, needed_bytes: int) -> None:
-    """Raises InputError if a folder's disk cannot take so much."""
-    home = next(home for home in (folder.absolute(), *folder.absolute().parents) if home.is_dir())
-    free = shutil.disk_usage(home).free
+    """Raises InputError if the disk of a folder has less than `needed_bytes` free."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(existing).free
     if free < needed_bytes:
-        raise InputError(f"{folder}: {free:,} bytes are free there, a save takes {needed_bytes:,}; make room")
+        raise InputError(f"{folder}: {free:,} bytes are free there, saving takes {needed_bytes:,}; make room")
 
 
 def _remove(path: Path) -> None:

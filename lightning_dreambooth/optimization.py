@@ -1,15 +1,23 @@
-"""How weights move: the learning rate's course, the running average, the way from where a part began."""
+"""How weights move: parameter groups, learning rates, their average, and how far they are from where they began.
+
+`Weights` are the trained weights by part (`unet`, `text_encoder`) and name; all functions of this file read them.
+"""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from lightning_dreambooth.errors import InputError
 
 Schedule = Literal["constant", "linear", "cosine"]
+Weights = Mapping[str, Mapping[str, nn.Parameter]]
 
-PROBE_SIZE = 4096  # numbers watched of each parameter: enough for two digits, nothing beside the weights
+PROBE_SIZE = 4096  # numbers compared of each parameter: enough for two digits, little beside the weights
 
 
 def learning_rate_factor(
@@ -28,21 +36,90 @@ def learning_rate_factor(
     return factor
 
 
-def ema_update(decay: float) -> Callable[[Any, Any, Tensor | int], None]:
-    """In-place exponential average; its decay grows to the given one, so that the first steps do not linger."""
+def parameter_groups(weights: Weights, learning_rates: Mapping[str, float | None]) -> list[dict[str, Any]]:
+    """One parameter group per part; a part without a learning rate of its own takes the optimizer's."""
+    groups = []
+    for part, named in weights.items():
+        rate = learning_rates.get(part)
+        groups.append({"name": part, "params": list(named.values())} | ({} if rate is None else {"lr": rate}))
+    return groups
+
+
+def kind_of(optimizer: Optimizer) -> str:
+    """The optimizer's class, such as `torch.optim.adamw.AdamW`."""
+    return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+
+
+def check_kind(optimizer: Optimizer, saved_with: str | None) -> None:
+    """Raises InputError if a state to resume was saved with another kind of optimizer; None is no state."""
+    if saved_with not in (None, kind_of(optimizer)):
+        raise InputError(
+            f"the state was saved with {saved_with}, which model.optimizer must name to resume; "
+            f"it is {kind_of(optimizer)}"
+        )
+
+
+def check_clipping(optimizer: Optimizer, scaler: object, gradient_clip_val: float | None) -> None:
+    """Raises InputError if a fused optimizer would unscale gradients by itself, after they should have been clipped."""
+    if scaler is not None and gradient_clip_val and getattr(optimizer, "_step_supports_amp_scaling", False):
+        raise InputError(
+            "a fused optimizer cannot clip gradients under trainer.precision 16-mixed; use bf16-mixed, set the "
+            "optimizer's fused to false, or trainer.gradient_clip_val to null"
+        )
+
+
+def set_learning_rates(scheduler: LambdaLR, base_rates: Sequence[float]) -> None:
+    """Puts the configured learning rates in place of those of a resumed state."""
+    scheduler.base_lrs = list(base_rates)
+    for group, rate, factor in zip(scheduler.optimizer.param_groups, base_rates, scheduler.lr_lambdas, strict=True):
+        group["lr"] = rate * factor(scheduler.last_epoch)
+
+
+class WeightAverage(nn.Module):
+    """Exponential moving average of the trained weights, in fp32.
+
+    Lightning's EMAWeightAveraging averages whole modules and swaps them only around validation; this one holds what is
+    trained and nothing else, and is swapped in for every image and export.
+
+    Args:
+        weights: The trained weights.
+        decay: Decay in (0, 1); it grows to this value, so that the first steps do not linger.
+    """
+
+    updates: Tensor
+
+    def __init__(self, weights: Weights, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.current = [weight for named in weights.values() for weight in named.values()]
+        self.names = [f"{part}/{name}".replace(".", "/") for part, named in weights.items() for name in named]
+        for name, weight in zip(self.names, self.current, strict=True):  # not buffers: DDP would broadcast those
+            self.register_parameter(name, nn.Parameter(weight.detach().clone(), requires_grad=False))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+
+    @property
+    def average(self) -> list[nn.Parameter]:
+        """The averaged weights, in the order of the trained ones."""
+        return [self.get_parameter(name) for name in self.names]
 
     @torch.no_grad()
-    def update(average: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
-        n = int(updates)
-        torch._foreach_lerp_(average, current, 1 - min(decay, (1 + n) / (10 + n)))
+    def update(self) -> None:
+        """Follows the trained weights by one optimizer step; the first update copies them."""
+        n = int(self.updates)
+        decay = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
+        torch._foreach_lerp_([*self.average], [*self.current], 1 - decay)
+        self.updates += 1
 
-    return update
+    def swap(self) -> None:
+        """Exchanges the trained weights and their average."""
+        for weight, average in zip(self.current, self.average, strict=True):
+            weight.data, average.data = average.data, weight.data
 
 
 @torch.no_grad()
-def probe(part: nn.Module) -> Tensor:
-    """Evenly spaced weights of every parameter, one vector for the whole part."""
-    flat = [parameter.detach().flatten() for parameter in part.parameters()]
+def probe(named: Mapping[str, nn.Parameter]) -> Tensor:
+    """Evenly spaced weights of every parameter of a part, as one vector."""
+    flat = [parameter.detach().flatten() for parameter in named.values()]
     return torch.cat([values[:: max(1, len(values) // PROBE_SIZE)].float() for values in flat])
 
 
@@ -51,9 +128,9 @@ def relative_change(now: Tensor, start: Tensor) -> Tensor:
     return (now - start).norm() / start.norm()
 
 
-def gradient_norm(part: nn.Module) -> Tensor:
+def gradient_norm(named: Mapping[str, nn.Parameter]) -> Tensor:
     """Euclidean norm of all gradients of a part."""
-    gradients = [parameter.grad for parameter in part.parameters() if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in named.values() if parameter.grad is not None]
     if not gradients:
         return torch.zeros(())
     return torch.stack(torch._foreach_norm(gradients)).float().norm()

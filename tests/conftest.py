@@ -8,7 +8,7 @@ from helpers import tiny
 
 from lightning_dreambooth.cli.commands import DreamBoothCLI
 from lightning_dreambooth.cli.main import main
-from lightning_dreambooth.models.model_files import locate
+from lightning_dreambooth.models.model_files import ModelFiles
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # LightningCLI's own calls; the bound in setup.cfg covers them
@@ -36,7 +36,7 @@ def small_dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(tiny_sd: Path) -> StableDiffusion:
-    return StableDiffusion.load(locate(str(tiny_sd)))
+    return StableDiffusion.load(ModelFiles(str(tiny_sd)))
 
 
 @pytest.fixture

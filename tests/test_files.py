@@ -150,5 +150,5 @@ def test_a_folder_of_which_the_rename_fails_keeps_its_content(tmp_path: Path) ->
 
 def test_too_little_room_is_refused_with_both_numbers(tmp_path: Path) -> None:
     check_room(tmp_path / "not/yet/there", 1000)
-    with pytest.raises(InputError, match=r"bytes are free there, a save takes 1,000,000,000,000,000"):
+    with pytest.raises(InputError, match=r"bytes are free there, saving takes 1,000,000,000,000,000"):
         check_room(tmp_path, 10**15)

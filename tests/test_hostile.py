@@ -128,7 +128,7 @@ def test_a_hostile_state(complaint: Callable[..., str], kind: str) -> None:
 
 @pytest.mark.parametrize("path", ["https://example.com/state.ckpt", "s3://bucket/state.ckpt", "/dev/zero", "girl"])
 def test_a_state_that_is_no_file_here(complaint: Callable[..., str], path: str) -> None:
-    assert f"ckpt_path {path} is not a file here" in complaint(ckpt_path=path)
+    assert f"ckpt_path {path} is not a local file" in complaint(ckpt_path=path)
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def test_weights_that_are_only_there_as_pickles_are_not_loaded(complaint: Callab
     shutil.copytree(tiny_sd, "hostile")
     Path("hostile", UNET).unlink()
     torch.save({"w": Payload()}, Path("hostile", UNET).with_suffix(".bin"))
-    assert f"hostile lacks {UNET}" in complaint(model__pretrained="hostile")
+    assert f"hostile misses {UNET}" in complaint(model__pretrained="hostile")
     assert not Path("owned").exists()
 
 
@@ -268,7 +268,7 @@ def test_a_link_out_of_the_folder(complaint: Callable[..., str], target: str) ->
 
 def test_a_caption_that_is_no_text(complaint: Callable[..., str]) -> None:
     Path("girl/00.txt").write_bytes(b"\xff\xfe\x00\x01")
-    assert "girl/00.txt is no text" in complaint()
+    assert "girl/00.txt is not text" in complaint()
 
 
 # --- configs ----------------------------------------------------------------------------------------------------------
@@ -325,9 +325,9 @@ def test_a_hostile_concepts_list(complaint: Callable[..., str], kind: str) -> No
 def test_a_hostile_manifest_of_class_images(complaint: Callable[..., str], content: bytes) -> None:
     Path("class").mkdir()
     Path("class/class_images.json").write_bytes(content)
-    assert "class/class_images.json is no manifest" in complaint()
+    assert "class/class_images.json is not a manifest" in complaint()
 
 
 def test_a_file_of_prompts_that_is_no_text(complaint: Callable[..., str]) -> None:
     Path("prompts.txt").write_bytes(b"\xff\xfe\x00")
-    assert "prompts.txt is no text" in complaint("predict", samples__prompts_file="prompts.txt")
+    assert "prompts.txt is not text" in complaint("predict", samples__prompts_file="prompts.txt")

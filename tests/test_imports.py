@@ -14,40 +14,50 @@ STOREYS = {
     "files": [],
     "distributed": [],
     "randomness": [],
-    "models": ["model_files", "stable_diffusion"],
-    "diffusion": ["objective", "sampling"],
+    "models": ["model_files", "tokens", "attention", "conditioning", "stable_diffusion"],
+    "diffusion": ["requests", "cost", "objective", "sampling"],
     "data": [
-        "images", "concepts", "checks", "image_store", "references", "class_images", "latents", "dataset",
+        "images", "lettering", "grids", "concepts", "checks", "image_store", "class_images", "latents", "dataset",
+        "loading", "image_jobs",
     ],
-    "evaluation": ["metrics", "prompts", "tables", "dreambench", "encoders", "evaluator", "fixed_noise_loss"],
+    "evaluation": [
+        "metrics", "score", "intervals", "history", "tables", "prompts", "dreambench", "encoder_files", "lpips",
+        "encoders", "evaluator", "fixed_noise_loss", "paper_protocol",
+    ],
     "optimization": [],
-    "datamodule": [],
+    "progress": [],
     "module": [],
+    "datamodule": [],
     "analysis": [],
     "saving": ["runs", "checkpoint_io", "states", "export"],
-    "callbacks": ["monitor", "signals", "samples", "validation", "paper_benchmark", "checkpointing"],
-    "cli": ["arguments", "commands", "main"],
+    "callbacks": [
+        "cadence", "loggers", "monitor", "signals", "samples", "measurement", "validation", "paper_benchmark",
+        "checkpointing",
+    ],
+    "cli": ["job", "arguments", "help", "summary", "commands", "main"],
     "study": [
-        "spec", "reading", "cost", "drawing", "fits", "tasks", "executors", "measuring", "results", "plots", "page",
+        "spec", "reading", "cost", "fits", "tasks", "executors", "measuring", "results", "plots", "curves", "page",
         "cli",
     ],
 }  # fmt: skip
 ROOMS = [f"{storey}.{room}" if room else storey for storey, rooms in STOREYS.items() for room in (rooms or [""])]
 # The files, or whole folders, that meet a library; whoever else wants it asks them.
 ONLY_IN = {
-    "pytorch_lightning": {"module", "datamodule", "saving", "callbacks", "cli", "study.drawing", "__main__"},
+    "pytorch_lightning": {
+        "module", "datamodule", "data.image_jobs", "saving", "callbacks", "cli", "study.tasks", "__main__",
+    },
     "huggingface_hub": {"models.model_files"},
-    "diffusers": {"models.stable_diffusion", "diffusion.sampling"},
-    "transformers": {"models.stable_diffusion", "data.checks", "datamodule"},
+    "diffusers": {"models.attention", "models.stable_diffusion", "diffusion.sampling"},
+    "transformers": {"models", "data.checks", "datamodule"},
     "jsonargparse": {"cli.main", "study.reading", "study.cli"},
     "matplotlib": {"study.plots"},
     "jinja2": {"study.page"},
-    "scipy": {"study.measuring"},
+    "scipy": {"evaluation.intervals"},
     "ray": {"study.executors"},
-    "open_clip": {"evaluation.encoders"},
+    "open_clip": {"evaluation"},
     "timm": {"evaluation.encoders"},
-    "torchmetrics": {"evaluation.encoders", "evaluation.metrics"},
-}
+    "torchmetrics": {"evaluation"},
+}  # fmt: skip
 
 
 def files() -> list[str]:

@@ -24,7 +24,7 @@ def small_study() -> dict[str, object]:
     for real, small in {"[6, 12, 24, 50, 100]": "[24, 100]", "steps: 100": "steps: 2", "24": "1", "100]": "2]"}.items():
         text = text.replace(real, small)
     study = yaml.safe_load(text)
-    study["sampling"] |= {"num_images": 2}
+    study["sampling"] |= {"num_images": 2, "steps": 1}
     return study | {"overrides": study["overrides"] | SMALL, "seeds": [1]}
 
 

@@ -2,20 +2,46 @@ import pytest
 import torch
 
 from lightning_dreambooth.optimization import (
-    ema_update,
+    WeightAverage,
     gradient_norm,
     learning_rate_factor,
+    parameter_groups,
     probe,
     relative_change,
-)  # fmt: skip
+)
 
 
-def test_ema_follows_its_formula() -> None:
-    average, current = [torch.tensor([1.0, 2.0])], [torch.tensor([3.0, 6.0])]
-    ema_update(0.5)(average, current, 100)
-    assert torch.equal(average[0], torch.tensor([2.0, 4.0]))
-    ema_update(0.999)(average, current, 8)  # the ninth update still decays by (1 + 8) / (10 + 8) only
-    assert torch.equal(average[0], torch.tensor([2.5, 5.0]))
+def test_the_average_follows_its_formula_and_begins_with_the_weights() -> None:
+    weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    average = WeightAverage({"unet": {"layer.weight": weight}}, decay=0.5)
+    weight.data = torch.tensor([3.0, 6.0])
+    average.update()
+    assert torch.equal(average.average[0], weight)  # the first update copies
+    weight.data = torch.tensor([4.0, 7.0])
+    average.update()  # the second decays by (1 + 1) / (10 + 1) only
+    torch.testing.assert_close(average.average[0].data, torch.tensor([4.0, 7.0]) - 2 / 11)
+    average.updates += 1000
+    average.average[0].data = torch.tensor([1.0, 2.0])
+    average.update()
+    torch.testing.assert_close(average.average[0].data, torch.tensor([2.5, 4.5]))
+
+
+def test_an_average_is_swapped_in_and_out() -> None:
+    weight = torch.nn.Parameter(torch.tensor([1.0]))
+    average = WeightAverage({"unet": {"w": weight}}, decay=0.9)
+    weight.data = torch.tensor([2.0])
+    average.swap()
+    assert (weight.item(), average.average[0].item()) == (1, 2)
+    average.swap()
+    assert (weight.item(), average.average[0].item()) == (2, 1)
+
+
+def test_a_part_takes_its_own_learning_rate_or_the_optimizers() -> None:
+    weights = {name: dict(torch.nn.Linear(2, 2).named_parameters()) for name in ("unet", "text_encoder")}
+    groups = torch.optim.SGD(parameter_groups(weights, {"text_encoder": 0.25}), lr=0.5).param_groups
+    assert [(group["name"], group["lr"], len(group["params"])) for group in groups] == [
+        ("unet", 0.5, 2), ("text_encoder", 0.25, 2)
+    ]  # fmt: skip
 
 
 def test_learning_rate_warms_up_and_ends_at_zero() -> None:
@@ -28,16 +54,16 @@ def test_learning_rate_warms_up_and_ends_at_zero() -> None:
 
 def test_relative_change_is_the_ratio_of_norms() -> None:
     part = torch.nn.Linear(4, 4)
-    start = probe(part)
+    start = probe(dict(part.named_parameters()))
     with torch.no_grad():
         for parameter in part.parameters():
             parameter.mul_(1.25)
-    assert float(relative_change(probe(part), start)) == pytest.approx(0.25)
+    assert float(relative_change(probe(dict(part.named_parameters())), start)) == pytest.approx(0.25)
 
 
 def test_gradient_norm_is_that_of_all_gradients_in_one_vector() -> None:
     part = torch.nn.Linear(4, 4)
-    assert gradient_norm(part) == 0
+    assert gradient_norm(dict(part.named_parameters())) == 0
     part(torch.ones(2, 4)).square().sum().backward()
     whole = torch.cat([parameter.grad.flatten() for parameter in part.parameters()])
-    torch.testing.assert_close(gradient_norm(part), whole.norm())
+    torch.testing.assert_close(gradient_norm(dict(part.named_parameters())), whole.norm())

@@ -1,13 +1,46 @@
+"""README and docs say what is there: links, keys of configs, files of the package, the test command."""
+
 import re
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TREE = README.split("## The house")[1].split("```")[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+SECTIONS = "model|data|trainer|samples|fidelity|benchmark|checkpoint"
+# Such as `model.prior_weight` and `--trainer.max_steps`, but not `self.model.unet`, `model.safetensors` or `module.py`.
+KEY = re.compile(rf"(?<![\w./])((?:{SECTIONS})\.(?!safetensors|py\b)[a-z]\w*(?:\.\w+)*)(?!\()")
+
+by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page, as links name them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted names of all keys of a config, with those of its sections."""
+    for key, value in config.items():
+        yield prefix + key
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+
+
+@pytest.fixture(scope="module")
+def keys() -> set[str]:
+    """Every key of `fit`, as the example's config has them."""
+    command = [sys.executable, "-m", "lightning_dreambooth", "fit", "--print_config"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return set(flat(yaml.safe_load(shown)))
 
 
 def test_the_tree_names_every_folder_and_file_at_the_top_of_the_package_and_no_other() -> None:
@@ -24,26 +57,53 @@ def test_the_tree_names_what_lies_at_the_top() -> None:
     assert all((ROOT / name).exists() for name in named)
 
 
-@pytest.fixture(scope="module")
-def knobs() -> set[str]:
-    """Every knob of `fit`, as its help lists them."""
-    command = [sys.executable, "-m", "lightning_dreambooth", "fit", "--help"]
-    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return set(re.findall(r"--([\w.]+)", shown))
+def test_the_files_of_the_architecture_are_all_files_of_the_package() -> None:
+    tree = (ROOT / "docs/architecture.md").read_text(encoding="utf-8").split("## Files")[1].split("```")[1]
+    named, folder = set(), ""
+    for indent, name in re.findall(r"^( +)(\w+(?:/|\.py))(?: |$)", tree, re.MULTILINE):
+        if name.endswith("/"):
+            folder = name
+        else:
+            named.add((folder if len(indent) > 2 else "") + name)
+    package = ROOT / "lightning_dreambooth"
+    there = {str(path.relative_to(package)) for path in package.rglob("*.py")}
+    there = {name for name in there if not name.endswith("/__init__.py")}
+    assert there == named
 
 
-def test_every_knob_in_the_flag_table_exists(knobs: set[str]) -> None:
-    table = README.split("| reference flag |")[1].split("\n\n")[0]
-    here = [row.split("|")[2] for row in table.splitlines()[2:]]
-    named = {name for cell in here for name in re.findall(r"`((?:model|data|trainer|samples|checkpoint)\.\w+)", cell)}
-    assert len(named) > 20
-    assert named <= knobs
+def test_the_readme_fits_its_bounds() -> None:
+    lines = README.split("<!-- test command -->\n```bash\n")
+    lines = (lines[0] + lines[1].split("\n", 1)[1]).splitlines()  # the test command is one line, however long
+    assert len(README.splitlines()) <= 120
+    assert [line for line in lines if len(line) > 125] == []
 
 
-def test_every_local_link_leads_somewhere() -> None:
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+@by_page
+def test_every_local_link_leads_somewhere(page: Path) -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")) if "://" not in link]
+    broken = []
+    for link in links:
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+@by_page
+def test_every_key_that_a_page_names_exists(page: Path, keys: set[str]) -> None:
+    named = set(KEY.findall(page.read_text(encoding="utf-8")))
+    assert named - keys - {"model.optimizer.help"} == set()
+
+
+def test_the_pages_about_configs_name_many_keys() -> None:
+    for name in ("migrating_from_diffusers", "configuration", "measuring"):
+        assert len(set(KEY.findall((ROOT / f"docs/{name}.md").read_text(encoding="utf-8")))) > 10
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    links = re.findall(r"\]\(([^)#]+)", README)
+    assert {str(page.relative_to(ROOT)) for page in PAGES} - {"README.md"} <= set(links)
 
 
 def test_ci_runs_exactly_the_test_command_of_the_readme() -> None:

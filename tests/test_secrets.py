@@ -45,5 +45,5 @@ def test_no_token_is_in_any_file_that_a_run_writes(tmp_path: Path) -> None:
 
 def test_a_token_in_the_address_of_a_model_is_refused_with_it(complaint: Callable[..., str]) -> None:
     address = f"https://user:{BY_CONFIG}@huggingface.co/some/model"
-    assert "neither a folder here nor a model" in complaint(model__pretrained=address)
+    assert "neither a local folder nor a model" in complaint(model__pretrained=address)
     assert holding(Path(), BY_CONFIG) == set()

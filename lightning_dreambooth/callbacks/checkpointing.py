@@ -1,5 +1,6 @@
-"""What is kept of a run: resumable states and exports."""
+"""Which resumable states and exports of a run are written and kept."""
 
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,29 +9,33 @@ import torch
 from filelock import BaseFileLock, FileLock
 from pytorch_lightning.callbacks import Callback
 
-from lightning_dreambooth.callbacks.monitor import stepped
-from lightning_dreambooth.callbacks.samples import SAMPLES, output_folder
-from lightning_dreambooth.callbacks.validation import VALIDATION, Fidelity
+from lightning_dreambooth.callbacks.cadence import completes_step, due, ends_early
+from lightning_dreambooth.callbacks.loggers import flush
+from lightning_dreambooth.callbacks.measurement import VALIDATION
+from lightning_dreambooth.callbacks.samples import SAMPLES
+from lightning_dreambooth.callbacks.validation import Fidelity
+from lightning_dreambooth.data.checks import check_positive
 from lightning_dreambooth.datamodule import DreamBoothData
-from lightning_dreambooth.distributed import LOCK, acquired
+from lightning_dreambooth.distributed import LOCK, acquire
 from lightning_dreambooth.errors import InputError
-from lightning_dreambooth.evaluation.tables import Row, best_first
+from lightning_dreambooth.evaluation.history import Row, best_first
 from lightning_dreambooth.files import check_room, remove_parts
 from lightning_dreambooth.module import DreamBooth
-from lightning_dreambooth.saving import states
-from lightning_dreambooth.saving.export import FIGURES, export
+from lightning_dreambooth.saving.export import EXPORTS, METRICS_FILE, export
+from lightning_dreambooth.saving.runs import output_folder, step_name
+from lightning_dreambooth.saving.states import STATES, newest_first, state_path
 
-EXPORTS = "exports"
+FLOAT32_BYTES = 4
 
 
 class Checkpointing(Callback):
-    """Keeps resumable states and exports.
+    """Writes resumable states and exports.
 
     Args:
         every_n_steps: Optimizer steps between saves; the last step is always saved.
-        keep_states: How many states stay; one more than the newest, in case that is damaged.
-        keep_exports: How many of the newest exports stay; older ones are removed after a newer one is complete.
-        keep_best: How many exports with the highest score of `fidelity` stay besides, written when they are measured.
+        keep_states: How many of the newest states are kept; two, in case the newest is damaged.
+        keep_exports: How many of the newest exports are kept; older ones are removed after a newer one is complete.
+        keep_best: How many exports with the highest score of `fidelity` are kept as well, written when measured.
         dtype: Weights of the exports.
     """
 
@@ -42,11 +47,8 @@ class Checkpointing(Callback):
         keep_best: int = 1,
         dtype: Literal["float16", "float32"] = "float16",
     ) -> None:
-        bounds = {"every_n_steps": every_n_steps, "keep_states": keep_states, "keep_exports": keep_exports}
-        bounds |= {"keep_best": keep_best}
-        for name, value in bounds.items():
-            if value < 1:
-                raise InputError(f"checkpoint.{name} is {value}, must be 1 or more")
+        counts = {"every_n_steps": every_n_steps, "keep_states": keep_states, "keep_exports": keep_exports}
+        check_positive("checkpoint", counts | {"keep_best": keep_best})
         self.every_n_steps = every_n_steps
         self.keep_states = keep_states
         self.keep_exports = keep_exports
@@ -56,52 +58,51 @@ class Checkpointing(Callback):
         self.lock: BaseFileLock | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        """Takes the run's folder for this run alone, and removes what a kill has left there."""
+        """Locks the run's folder, and removes unfinished files of a killed run."""
         if stage == "fit" and trainer.is_global_zero:
             folder = output_folder(trainer)
             self.lock = FileLock(folder / LOCK)
-            if not acquired(self.lock, patience_seconds=0):
-                raise InputError(f"{folder} is written to by another run that still goes on; choose another name")
-            remove_parts(folder, folder / states.STATES, folder / EXPORTS, folder / SAMPLES, folder / VALIDATION)
+            if not acquire(self.lock, patience_seconds=0):
+                raise InputError(f"{folder} is in use by another run; choose another name")
+            remove_parts(folder, folder / STATES, folder / EXPORTS, folder / SAMPLES, folder / VALIDATION)
             self._prune(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        """Gives the folder free."""
+        """Releases the lock."""
         if self.lock is not None:
             self.lock.release()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Gives the folder free."""
+        """Releases the lock."""
         self.teardown(trainer, pl_module, "fit")
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Asks for room for a state and an export."""
+        """Checks that the disk has room for a state and an export."""
         if trainer.is_global_zero:
-            trained = sum(weight.numel() for part in pl_module.trained.values() for weight in part.parameters())
+            trained = sum(weight.numel() for named in pl_module.trained.values() for weight in named.values())
             exported = sum(weight.numel() for weight in pl_module.model.parameters())
             copies = 3 if pl_module.ema is None else 4  # weights, Adam's two moments, average
-            check_room(output_folder(trainer), trained * copies * 4 + exported * self.dtype.itemsize)
+            check_room(output_folder(trainer), trained * copies * FLOAT32_BYTES + exported * self.dtype.itemsize)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """What is resumed has been saved, but for the figures that a stop did not leave the time for."""
+        """Exports a resumed step that was measured only now, because an earlier run was stopped before it could."""
         self.saved_step = trainer.global_step
-        export_ = self._export(trainer)
-        stale = export_.is_dir() and not (export_ / FIGURES).is_file()
-        if trainer.global_step > 0 and self._measured(trainer) and (stale or export_ in self._best(trainer)):
+        folder = self._export_folder(trainer)
+        stale = folder.is_dir() and not (folder / METRICS_FILE).is_file()
+        if trainer.global_step > 0 and self._metrics(trainer) and (stale or folder in self._best_folders(trainer)):
             self._save_export(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Saves when it is time.
+        """Saves when it is due.
 
-        The state comes last: whatever a run has written before it, a run that goes on from there finds.
+        The state comes last: whatever a run has written before it, a run that is resumed from it finds.
         """
-        stopped = trainer.should_stop and trainer.global_step != trainer.max_steps
-        if not stepped(trainer, batch_idx) or stopped:
+        if not completes_step(trainer, batch_idx) or ends_early(trainer):
             return
-        due = trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps
-        if due or self._export(trainer) in self._best(trainer):
+        save = due(trainer, self.every_n_steps)
+        if save or self._export_folder(trainer) in self._best_folders(trainer):
             self._save_export(trainer, pl_module)
-        if due:
+        if save:
             self._save_state(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -115,37 +116,41 @@ class Checkpointing(Callback):
 
     def _save_state(self, trainer: pl.Trainer) -> None:
         self.saved_step = trainer.global_step
-        if trainer.is_global_zero and isinstance(trainer.logger, pl.loggers.TensorBoardLogger):
-            trainer.logger.experiment.flush()
-        trainer.save_checkpoint(states.state_path(output_folder(trainer), trainer.global_step), weights_only=False)
+        if trainer.is_global_zero:
+            flush(trainer)
+        trainer.save_checkpoint(state_path(output_folder(trainer), trainer.global_step), weights_only=False)
         self._prune(trainer)
 
     def _save_export(self, trainer: pl.Trainer, module: DreamBooth) -> None:
         if trainer.is_global_zero:
             data: DreamBoothData = trainer.datamodule  # type: ignore[attr-defined]
-            export(module, data, self._export(trainer), self.dtype, self._measured(trainer))
+            export(module, data, self._export_folder(trainer), self.dtype, self._metrics(trainer))
             self._prune(trainer)
 
-    def _export(self, trainer: pl.Trainer) -> Path:
-        return output_folder(trainer) / EXPORTS / f"step-{trainer.global_step:06d}"
+    def _export_folder(self, trainer: pl.Trainer) -> Path:
+        return output_folder(trainer) / EXPORTS / step_name(trainer.global_step)
 
     def _prune(self, trainer: pl.Trainer) -> None:
         if not trainer.is_global_zero:
             return
-        states.remove(states.newest_first(output_folder(trainer) / states.STATES)[self.keep_states :])
-        exports = output_folder(trainer) / EXPORTS
-        stay = {*states.newest_first(exports)[: self.keep_exports], *self._best(trainer)}
-        states.remove([export for export in states.newest_first(exports) if export not in stay])
+        for state in newest_first(output_folder(trainer) / STATES)[self.keep_states :]:
+            state.unlink()
+        exports = newest_first(output_folder(trainer) / EXPORTS)
+        kept = {*exports[: self.keep_exports], *self._best_folders(trainer)}
+        for folder in exports:
+            if folder not in kept:
+                shutil.rmtree(folder)
 
     def _history(self, trainer: pl.Trainer) -> list[Row]:
-        return next((each.history for each in trainer.callbacks if isinstance(each, Fidelity)), [])  # type: ignore[attr-defined]
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        return next((callback.history for callback in callbacks if isinstance(callback, Fidelity)), [])
 
-    def _measured(self, trainer: pl.Trainer) -> Row:
+    def _metrics(self, trainer: pl.Trainer) -> Row:
         """What was measured at this step."""
         history = self._history(trainer)
         return history[-1] if history and history[-1]["step"] == trainer.global_step else {}
 
-    def _best(self, trainer: pl.Trainer) -> list[Path]:
-        """Where the exports of this run's best steps lie, or will lie."""
+    def _best_folders(self, trainer: pl.Trainer) -> list[Path]:
+        """Where the exports of the best steps of this run lie, or will lie."""
         steps = [row["step"] for row in best_first(self._history(trainer))[: self.keep_best]]
-        return [self._export(trainer).with_name(f"step-{step:06d}") for step in steps]
+        return [output_folder(trainer) / EXPORTS / step_name(step) for step in steps]

@@ -1,4 +1,4 @@
-"""What is watched while training: the log, and when a run had better stop."""
+"""Logs what happens while training, and stops a run that would do harm or learn nothing."""
 
 import math
 import time
@@ -9,18 +9,15 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
+from lightning_dreambooth.callbacks.cadence import completes_step
+from lightning_dreambooth.callbacks.loggers import log_metrics
 from lightning_dreambooth.data.dataset import Batch
 from lightning_dreambooth.errors import TrainingError
 from lightning_dreambooth.module import DreamBooth
 from lightning_dreambooth.optimization import gradient_norm
 
-SCALER_SKIPS = 20  # from its first scale of 65536 a gradient scaler is down to 1 after sixteen
+SCALER_SKIPS = 20  # from its first scale of 65536 a gradient scaler reaches 1 after sixteen
 STABILITY_HINT = "lower the learning rate, or use trainer.precision bf16-mixed or 32"
-
-
-def stepped(trainer: pl.Trainer, batch_idx: int) -> bool:
-    """Whether this micro-batch completed an optimizer step."""
-    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
 class TrainingMonitor(Callback):
@@ -39,14 +36,14 @@ class TrainingMonitor(Callback):
         self.began = time.perf_counter()
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: Tensor) -> None:
-        """Refuses a loss that is no number.
+        """Checks the loss.
 
         Raises:
             TrainingError: if the loss is not finite.
         """
-        # Of several processes only this one might see it; their shared gradient then tells all of them.
+        # With several processes only this one might see it; their shared gradient then tells all of them.
         if trainer.world_size == 1 and not loss.isfinite():
-            raise TrainingError(f"{self._where(trainer)}: the loss is not finite; {STABILITY_HINT}")
+            raise TrainingError(f"{_place(trainer)}: the loss is not finite; {STABILITY_HINT}")
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
         """Measures the gradient and refuses an update that would do harm or nothing.
@@ -54,36 +51,32 @@ class TrainingMonitor(Callback):
         Raises:
             TrainingError: if a gradient is not finite, or all are zero.
         """
-        parts: dict[str, torch.nn.Module] = pl_module.trained
-        norms = torch.stack([gradient_norm(part).to(pl_module.device) for part in parts.values()]).tolist()
-        self.norms = dict(zip(parts, norms, strict=True))
+        module: DreamBooth = pl_module
+        norms = torch.stack([gradient_norm(named).to(module.device) for named in module.trained.values()]).tolist()
+        self.norms = dict(zip(module.trained, norms, strict=True))
         self.rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
         finite = all(map(math.isfinite, norms))
         self.updates += finite
         self.skipped = 0 if finite else self.skipped + 1
         # A gradient scaler finds its scale by such steps and skips them by itself.
         tolerated = SCALER_SKIPS if getattr(trainer.precision_plugin, "scaler", None) else 0
-        for name, norm in self.norms.items():
+        for part, norm in self.norms.items():
             if norm == 0:
-                raise TrainingError(f"{self._where(trainer)}: no gradient reaches the {name}, nothing would be learned")
+                raise TrainingError(f"{_place(trainer)}: no gradient reaches the {part}, nothing would be learned")
             if not math.isfinite(norm) and self.skipped > tolerated:
-                gradients = ((weight, p.grad) for weight, p in parts[name].named_parameters() if p.grad is not None)
-                bad = next((f".{weight}" for weight, grad in gradients if not grad.isfinite().all()), "")
-                raise TrainingError(
-                    f"{self._where(trainer)}: {name}{bad} has a gradient that is not finite; {STABILITY_HINT}"
-                )
-
-    def _where(self, trainer: pl.Trainer) -> str:
-        return f"stopped before the update of step {trainer.global_step + 1}"
+                gradients = {name: weight.grad for name, weight in module.trained[part].items()}
+                bad = [f".{name}" for name, grad in gradients.items() if grad is not None and not grad.isfinite().all()]
+                where = part + (bad[0] if bad else "")
+                raise TrainingError(f"{_place(trainer)}: {where} has a gradient that is not finite; {STABILITY_HINT}")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Logs the means of an optimizer step, not of its last micro-batch."""
+        """Logs the means over an optimizer step, not the values of its last micro-batch."""
         self.losses.append({name: value for name, value in outputs.items() if name != "loss"})
-        self.samples += len(batch.numbers) * trainer.world_size
+        self.samples += len(batch.indices) * trainer.world_size
         self.seconds += time.perf_counter() - self.began
-        if not stepped(trainer, batch_idx):
+        if not completes_step(trainer, batch_idx):
             return
         means = {name: torch.stack([loss[name] for loss in self.losses]).mean() for name in self.losses[0]}
         self.losses = []
@@ -95,17 +88,21 @@ class TrainingMonitor(Callback):
         if trainer.global_step % every == 0 or trainer.global_step == 1:
             self._log(trainer, pl_module, means)
 
-    def _log(self, trainer: pl.Trainer, pl_module: DreamBooth, losses: dict[str, Tensor]) -> None:
-        changes = {name: float(change) for name, change in pl_module.relative_changes().items()}
-        for name, change in changes.items():
-            if change == 0 and self.rates[name] > 0 and self.updates:
-                raise TrainingError(f"step {trainer.global_step}: the {name} has not changed; raise the learning rate")
+    def _log(self, trainer: pl.Trainer, module: DreamBooth, losses: dict[str, Tensor]) -> None:
+        changes = {part: float(change) for part, change in module.relative_changes().items()}
+        for part, change in changes.items():
+            if change == 0 and self.rates[part] > 0 and self.updates:
+                raise TrainingError(f"step {trainer.global_step}: the {part} has not changed; raise the learning rate")
         values = {name: float(trainer.strategy.reduce(loss, reduce_op="mean")) for name, loss in losses.items()}
-        values |= {f"gradient_norm/{name}": norm for name, norm in self.norms.items()}
-        values |= {f"weight_change/{name}": change for name, change in changes.items()}
-        values |= {f"learning_rate/{name}": rate for name, rate in self.rates.items()}
+        watched = {"gradient_norm": self.norms, "weight_change": changes, "learning_rate": self.rates}
+        values |= {
+            f"watch/{kind}/{part}": value for kind, by_part in watched.items() for part, value in by_part.items()
+        }
         loader: Any = trainer.train_dataloader
         values["train/samples_per_second"] = self.samples / (self.seconds + loader.waited_seconds)
         self.samples, self.seconds, loader.waited_seconds = 0, 0.0, 0.0
-        if trainer.logger:
-            trainer.logger.log_metrics(values, trainer.global_step)
+        log_metrics(trainer, values, trainer.global_step)
+
+
+def _place(trainer: pl.Trainer) -> str:
+    return f"stopped before the update of step {trainer.global_step + 1}"

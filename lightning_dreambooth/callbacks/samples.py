@@ -1,6 +1,7 @@
 """Images for people: grids while training, single files in `predict`."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,30 +9,38 @@ import pytorch_lightning as pl
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+from torchvision.transforms.functional import to_pil_image
 
-from lightning_dreambooth.callbacks.monitor import stepped
-from lightning_dreambooth.data.images import View, crop, read_image, read_text, tile, write_png
+from lightning_dreambooth.callbacks.cadence import completes_step, due, ends_early
+from lightning_dreambooth.callbacks.loggers import log_image
+from lightning_dreambooth.data.checks import check_lengths, check_positive
+from lightning_dreambooth.data.concepts import Concept
+from lightning_dreambooth.data.grids import tile
+from lightning_dreambooth.data.image_store import write_job
+from lightning_dreambooth.data.images import View, crop, read_image, read_text, write_png
 from lightning_dreambooth.datamodule import DreamBoothData
-from lightning_dreambooth.diffusion.sampling import Request, Sampler, as_bytes, batches, check_request
-from lightning_dreambooth.distributed import barrier, first_of
+from lightning_dreambooth.diffusion.requests import (
+    ImageJob,
+    Request,
+    Sampler,
+    SamplingSettings,
+    batches,
+    check_seed,
+    requests_for,
+)  # fmt: skip
+from lightning_dreambooth.diffusion.sampling import as_bytes
+from lightning_dreambooth.distributed import barrier
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.module import DreamBooth
+from lightning_dreambooth.saving.runs import output_folder, step_name
 
 SAMPLES = "samples"
 CONTACT_SHEET = 64  # training images shown at most
 
 
-def output_folder(trainer: pl.Trainer) -> Path:
-    """Where everything of a run lies: `runs/<name>`."""
-    return Path(trainer.default_root_dir)
-
-
 def show(trainer: pl.Trainer, name: str, image: Image.Image, path: Path) -> None:
-    """Writes an image into the TensorBoard log, then beside the run: a file that is there is in the log as well."""
-    if isinstance(trainer.logger, pl.loggers.TensorBoardLogger):
-        trainer.logger.experiment.add_image(name, pil_to_tensor(image), trainer.global_step)
-        trainer.logger.experiment.flush()
+    """Logs an image, then writes it into the run: a file that is there is in the log as well."""
+    log_image(trainer, name, image, trainer.global_step)
     write_png(image, path, {"step": trainer.global_step})
 
 
@@ -41,11 +50,11 @@ class Samples(Callback):
     Args:
         prompts: What is drawn; null draws the instance and class prompts of the concepts.
         prompts_file: Text file with one prompt per line, in place of prompts.
-        negative_prompt: What guidance leads away from.
+        negative_prompt: Prompt that guidance leads away from.
         num_images: Images per prompt.
         seed: Seed of the first image of each prompt; the next ones count up, so that grids compare across steps.
         steps: Sampling steps.
-        guidance_scale: Classifier-free guidance scale w (arXiv:2207.12598); 1 switches it off.
+        guidance_scale: Classifier-free guidance scale w (arXiv:2207.12598); 1 switches guidance off.
         sampler: ddim, dpm++ (DPM-Solver++ 2M) or euler.
         batch_size: Images drawn at once.
         every_n_steps: Optimizer steps between grids; one is always drawn before the first step and after the last.
@@ -70,18 +79,38 @@ class Samples(Callback):
                 raise InputError(f"samples.prompts_file {prompts_file} must be a file, given without samples.prompts")
             lines = read_text(Path(prompts_file)).splitlines()
             self.prompts = [line.strip() for line in lines if line.strip()]
-        for name, value in {"num_images": num_images, "every_n_steps": every_n_steps}.items():
-            if value < 1:
-                raise InputError(f"samples.{name} is {value}, must be 1 or more")
-        self.settings = (negative_prompt, steps, guidance_scale, sampler)
-        check_request(Request("", seed, *self.settings))
+        counts = {"num_images": num_images, "every_n_steps": every_n_steps, "batch_size": batch_size}
+        check_positive("samples", counts)
+        check_seed(seed)
+        self.settings = SamplingSettings(negative_prompt, steps, guidance_scale, sampler)
         self.seeds = range(seed, seed + num_images)
         self.batch_size = batch_size
         self.every_n_steps = every_n_steps
 
-    def requests(self, prompts: list[str]) -> list[Request]:
-        """Every prompt with every seed."""
-        return [Request(prompt, seed, *self.settings) for prompt in prompts for seed in self.seeds]
+    def check(self, data: DreamBoothData) -> None:
+        """Warns of prompts whose end the model does not read."""
+        check_lengths(self.prompts or [], data.tokenizer)
+
+    def requests(self, concepts: Sequence[Concept]) -> list[Request]:
+        """What a grid shows."""
+        return requests_for(self._prompts(concepts), self.seeds, self.settings)
+
+    def _prompts(self, concepts: Sequence[Concept]) -> list[str]:
+        """The prompts that were given, else those of the concepts."""
+        by_concept = [prompt for concept in concepts for prompt in (concept.instance_prompt, concept.class_prompt)]
+        return self.prompts or list(dict.fromkeys(prompt for prompt in by_concept if prompt))
+
+    def predict_batches(self) -> list[list[ImageJob]]:
+        """What `predict` draws; paths are relative to its folder.
+
+        Raises:
+            InputError: if there are no prompts.
+        """
+        if not self.prompts:
+            raise InputError("nothing to draw: give samples.prompts or samples.prompts_file")
+        requests = requests_for(self.prompts, self.seeds, self.settings)
+        jobs = [ImageJob(i, request, Path(image_name(i, request))) for i, request in enumerate(requests)]
+        return batches(jobs, self.batch_size)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Shows the training images."""
@@ -91,66 +120,61 @@ class Samples(Callback):
         halves = [half for concept in data.dataset.concepts for half in (concept.instances, concept.classes) if half]
         shown = [image for half in halves for image in half[: max(1, CONTACT_SHEET // len(halves))]]
         images = [crop(read_image(image.path), min(128, data.resolution_px), View()) for image in shown]
-        show(trainer, "training images", tile(images, columns=8), output_folder(trainer) / "training_pictures.png")
+        show(trainer, "training images", tile(images, columns=8), output_folder(trainer) / "training_images.png")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Draws the untuned model, or what a stop did not leave the time for."""
-        if trainer.global_step == 0 or (self._due(trainer) and not self._file(trainer).is_file()):
-            self._grid(trainer, pl_module)
+        """Draws with the base model, or what was due when an earlier run was stopped."""
+        skipped = due(trainer, self.every_n_steps) and not self._file(trainer).is_file()
+        if trainer.global_step == 0 or skipped:
+            self._draw_grid(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Draws a grid every so many steps and at the last one, but not before the state of a run that is stopped."""
-        stopped = trainer.should_stop and trainer.global_step != trainer.max_steps
-        if self._due(trainer) and stepped(trainer, batch_idx) and not stopped:
-            self._grid(trainer, pl_module)
-
-    def _due(self, trainer: pl.Trainer) -> bool:
-        return trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps
+        """Draws a grid every so many steps and at the last one; a run that is being stopped saves its state first."""
+        if due(trainer, self.every_n_steps) and completes_step(trainer, batch_idx) and not ends_early(trainer):
+            self._draw_grid(trainer, pl_module)
 
     def _file(self, trainer: pl.Trainer) -> Path:
-        return output_folder(trainer) / SAMPLES / f"step-{trainer.global_step:06d}.png"
+        return output_folder(trainer) / SAMPLES / f"{step_name(trainer.global_step)}.png"
 
-    def _grid(self, trainer: pl.Trainer, module: DreamBooth) -> None:
+    def _draw_grid(self, trainer: pl.Trainer, module: DreamBooth) -> None:
         if not trainer.is_global_zero:
             return
         data: DreamBoothData = trainer.datamodule  # type: ignore[attr-defined]
-        by_concept = [prompt for concept in data.concepts for prompt in (concept.instance_prompt, concept.class_prompt)]
-        prompts = self.prompts or list(dict.fromkeys(prompt for prompt in by_concept if prompt))
+        jobs = [ImageJob(number, request) for number, request in enumerate(self.requests(data.concepts))]
         with trainer.precision_plugin.forward_context():
-            drawn = [
+            images = [
                 to_pil_image(image)
-                for batch in batches(self.requests(prompts), self.batch_size)
-                for image in as_bytes(module.draw(batch, data.resolution_px)).cpu()
+                for batch in batches(jobs, self.batch_size)
+                for image in as_bytes(module.draw([job.request for job in batch], data.resolution_px)).cpu()
             ]
-        grid = tile(drawn, columns=len(self.seeds), labels=prompts)
+        grid = tile(images, columns=len(self.seeds), labels=self._prompts(data.concepts))
         show(trainer, "samples", grid, self._file(trainer))
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Learns from the first process where all of them write."""
+        """Takes the folder of the first process: another run may have taken a name between two processes' starts."""
         self.folder = Path(trainer.strategy.broadcast(output_folder(trainer)))
 
     def on_predict_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Tensor, batch: list[Request], batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Tensor, batch: list[ImageJob], batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         """Writes each image with all that made it."""
-        data: DreamBoothData = trainer.datamodule  # type: ignore[attr-defined]
-        first = first_of(data.request_batches, batch_idx)
-        for place, (image, request) in enumerate(zip(as_bytes(outputs).cpu(), batch, strict=True), start=first):
-            about = request._asdict() | {"model": pl_module.pretrained}
-            write_png(to_pil_image(image), self.folder / image_name(place, request), about)
+        for job, image in zip(batch, as_bytes(outputs).cpu(), strict=True):
+            write_job(self._in_folder(job), to_pil_image(image), pl_module.files.pretrained)
+
+    def _in_folder(self, job: ImageJob) -> ImageJob:
+        return job._replace(path=self.folder / str(job.path))
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Tiles all images, a row per prompt."""
         barrier()
         if trainer.is_global_zero:
-            requests = trainer.datamodule.requests  # type: ignore[attr-defined]
-            drawn = [read_image(self.folder / image_name(i, each)) for i, each in enumerate(requests)]
-            grid = tile(drawn, columns=len(self.seeds), labels=self.prompts or ())
-            write_png(grid, self.folder / "grid.png", {})
+            jobs = [job for batch in trainer.datamodule.batches for job in batch]  # type: ignore[attr-defined]
+            images = [read_image(self.folder / str(job.path)) for job in jobs]
+            write_png(tile(images, len(self.seeds), self.prompts or ()), self.folder / "grid.png", {})
 
 
-def image_name(place: int, request: Request) -> str:
-    """File name of the image that `predict` draws for the request at that place."""
+def image_name(number: int, request: Request) -> str:
+    """File name of the image that is drawn for the request of that number."""
     words = re.sub(r"[^a-z0-9]+", "-", request.prompt.lower()).strip("-")[:60]
-    return f"{place:04d}-{words}-seed{request.seed}.png"
+    return f"{number:04d}-{words}-seed{request.seed}.png"

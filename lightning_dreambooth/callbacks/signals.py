@@ -1,4 +1,4 @@
-"""What SIGINT and SIGTERM do: end a run at once while it prepares, and at the end of a step while it trains."""
+"""What SIGINT and SIGTERM do: end a run at once while it prepares, and after the current step while it trains."""
 
 import os
 import signal
@@ -11,53 +11,53 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from lightning_dreambooth.callbacks.monitor import stepped
+from lightning_dreambooth.callbacks.cadence import completes_step
 from lightning_dreambooth.errors import Stopped
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class GracefulStop(Callback):
-    """Ends training after the step in which any process got a signal, so that all processes save the same state.
+    """Ends training after the step in which any process received a signal, so that all processes save the same state.
 
-    `agreed` is the number of that signal once all processes know of it, 0 before.
+    `agreed_signal` is the number of that signal once all processes know of it, 0 before.
     """
 
     def __init__(self) -> None:
-        self.received = self.agreed = 0
+        self.received = self.agreed_signal = 0
         self.training = False
 
-    def listen(self) -> None:
-        """Takes the signals over, also from Lightning, which ends without a state and with exit code 0 or 1."""
+    def install_handlers(self) -> None:
+        """Handles the signals in place of Lightning, which would end without a state and with exit code 0 or 1."""
         for number in SIGNALS:
-            signal.signal(number, self._note)
+            signal.signal(number, self._handle)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if not self.training:
             raise Stopped(number, f"stopped by {name}; what was written stays")
         first, self.received = not self.received, number
         if first:
-            with suppress(OSError):  # the terminal may be gone; print could not be called in the midst of a print
+            with suppress(OSError):  # the terminal may be gone; print is not allowed inside another print
                 os.write(sys.stderr.fileno(), f"\n{name}: saving at the end of this step\n".encode())
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """From here on, work is saved before the run ends."""
         self.training = True
-        self.listen()
+        self.install_handlers()
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """What is drawn is written at once."""
-        self.listen()
+        """What is drawn is written at once, so that nothing has to be saved."""
+        self.install_handlers()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Asks all processes after each optimizer step."""
-        if stepped(trainer, batch_idx):
-            self.agreed = self.received
+        if completes_step(trainer, batch_idx):
+            self.agreed_signal = self.received
             if trainer.world_size > 1:
                 received = torch.tensor(self.received, device=pl_module.device)
-                self.agreed = int(trainer.strategy.reduce(received, reduce_op="max"))
-            trainer.should_stop = trainer.should_stop or self.agreed > 0
+                self.agreed_signal = int(trainer.strategy.reduce(received, reduce_op="max"))
+            trainer.should_stop = trainer.should_stop or self.agreed_signal > 0
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Ends the processes that this one has launched, which would wait for it."""

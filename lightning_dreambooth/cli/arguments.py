@@ -1,4 +1,4 @@
-"""What can be given on the command line: sections, links between them, and the example in place of nothing."""
+"""What can be given on the command line: sections, links between them, and the example as the default."""
 
 import importlib
 from pathlib import Path
@@ -8,44 +8,53 @@ from pytorch_lightning.cli import LightningArgumentParser
 from torch.optim import Optimizer
 
 from lightning_dreambooth.callbacks.checkpointing import Checkpointing
-from lightning_dreambooth.callbacks.paper_benchmark import Benchmark
+from lightning_dreambooth.callbacks.paper_benchmark import PaperBenchmark
 from lightning_dreambooth.callbacks.samples import Samples
 from lightning_dreambooth.callbacks.validation import Fidelity
+from lightning_dreambooth.datamodule import DreamBoothData
 from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.module import DreamBooth
 
 EXAMPLE = Path(__file__).parent.parent.parent / "configs" / "toon.yaml"
+
+VERBS = {
+    "fit": "fine-tune on instance images, with class images for prior preservation, and export the model",
+    "validate": "measure identity, prompt following and drift of a model or state",
+    "test": "run the DreamBooth paper's protocol for one tuned model and one subject",
+    "predict": "draw images for prompts",
+}
+# Each section configures one class; the last callback is Checkpointing, so that whatever belongs to a step is there
+# before its state.
+SECTIONS: dict[str, type] = {
+    "model": DreamBooth,
+    "data": DreamBoothData,
+    "samples": Samples,
+    "fidelity": Fidelity,
+    "benchmark": PaperBenchmark,
+    "checkpoint": Checkpointing,
+}
+TOOLS = {"study": "many fits, their figures and metrics, and one report, from one file"}
 
 
 def add_sections(parser: LightningArgumentParser) -> None:
     """Adds our sections, and links each value that two sections need, so that it is given once."""
     parser.add_argument(
         "--name", type=str | None, default=None,
-        help="Name of the run; everything it writes lies in runs/<name>. With --ckpt_path last, validate, "
-        "test and predict take it for the run whose state draws. (default of fit: the config's name or dreambooth; of "
-        "test: test-<subject>; else the verb)",
+        help="Name of the run; everything it writes lies in runs/<name>. With --ckpt_path last, validate, test and "
+        "predict read the newest state of the run of that name. (default of fit: the config's name, or dreambooth; of "
+        "test: test-<subject>; of the others: the verb)",
     )  # fmt: skip
-    parser.add_lightning_class_args(Samples, "samples")
-    parser.add_lightning_class_args(Fidelity, "fidelity")
-    parser.add_lightning_class_args(Benchmark, "benchmark")
-    parser.add_lightning_class_args(
-        Checkpointing, "checkpoint"
-    )  # last: a state says that all else of its step is there
-    for key in ("pretrained", "vae", "revision", "variant", "prior_weight", "train_text_encoder"):
-        parser.link_arguments(f"model.{key}", f"data.{key}")
+    for section, kind in SECTIONS.items():
+        parser.add_lightning_class_args(kind, section)
     parser.link_arguments("seed_everything", "model.seed")
-    parser.link_arguments("seed_everything", "data.seed")
-    parser.link_arguments("samples.batch_size", "data.sample_batch_size")
-    parser.link_arguments(
-        "samples", "data.requests", lambda samples: samples.requests(samples.prompts or []), apply_on="instantiate"
-    )
-    parser.link_arguments("fidelity", "data.protocol", lambda fidelity: fidelity.protocol, apply_on="instantiate")
+    parser.link_arguments("model", "data.training_setup", lambda module: module.training_setup, apply_on="instantiate")
 
 
 def check_optimizer(given: Any) -> None:
-    """Refuses whatever is no optimizer: the parser would call any function that a config names.
+    """Refuses whatever is not an optimizer: the parser would call any function that a config names.
 
     Raises:
-        InputError: if it is none.
+        InputError: if the class is not a torch.optim.Optimizer.
     """
     path = getattr(given, "class_path", None)
     if path is None:
@@ -53,14 +62,14 @@ def check_optimizer(given: Any) -> None:
     module, _, name = str(path).rpartition(".")
     kind = getattr(importlib.import_module(module), name, None)
     if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
-        raise InputError(f"model.optimizer is {path}, which is no torch.optim.Optimizer")
+        raise InputError(f"model.optimizer is {path}, which is not a torch.optim.Optimizer")
 
 
-def with_example(args: list[str]) -> list[str]:
+def with_example(argv: list[str]) -> list[str]:
     """`fit` without a config and without model or data flags learns the bundled character."""
     own = ("-c", "--config", "--model", "--data", "-h", "--help")
-    if args[:1] != ["fit"] or any(word.startswith(own) for word in args[1:]):
-        return args
+    if argv[:1] != ["fit"] or any(word.startswith(own) for word in argv[1:]):
+        return argv
     if not EXAMPLE.is_file():
         raise InputError(f"the example {EXAMPLE.name} is not installed here; give --config")
-    return ["fit", "--config", str(EXAMPLE), *args[1:]]
+    return ["fit", "--config", str(EXAMPLE), *argv[1:]]

@@ -1,4 +1,4 @@
-"""What is looked at before a model is loaded: whether the input can be trained on, and whether it is meant so."""
+"""What is checked before a model is loaded: whether the input can be trained on, and whether it seems intended."""
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,12 +7,25 @@ from pathlib import Path
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from lightning_dreambooth.data.concepts import Concept, class_images_of, held_out_images, instance_images
+from lightning_dreambooth.data.concepts import (
+    Concept,
+    TrainingImage,
+    class_images_of,
+    held_out_images,
+    instance_images,
+)  # fmt: skip
 from lightning_dreambooth.data.images import near_identical, read_image
 from lightning_dreambooth.errors import InputError, InputWarning
-from lightning_dreambooth.models.stable_diffusion import cut_off
+from lightning_dreambooth.models.tokens import truncated_text
 
 MAX_COMPARED = 200  # more instance images than this are not compared with each other
+
+
+def check_positive(section: str, values: Mapping[str, int | None]) -> None:
+    """Raises InputError if a number of a section, by name, is below 1; None is allowed."""
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise InputError(f"{section}.{name} is {value}, must be 1 or more")
 
 
 def check_resolution(resolution_px: int, vae_factor: int) -> None:
@@ -22,29 +35,30 @@ def check_resolution(resolution_px: int, vae_factor: int) -> None:
 
 
 def check_concepts(concepts: Sequence[Concept], needs_class: bool, resolution_px: int) -> None:
-    """Looks at each concept and its images, and whether they get along with each other.
+    """Checks each concept and its images, and all concepts together.
 
     Raises:
         InputError: if they cannot be trained on.
 
     Warns:
-        InputWarning: if they can, but are hardly meant so.
+        InputWarning: if they can, but are probably not what was meant.
     """
     prompts = {concept.class_data_dir: concept.class_prompt for concept in concepts}
     for concept in concepts:
-        check_concept(concept, needs_class, resolution_px)
+        check_concept(concept, needs_class)
+        check_images(concept, needs_class, resolution_px)
         if needs_class and prompts[concept.class_data_dir] != concept.class_prompt:
             raise InputError(f"{concept.class_data_dir} is class_data_dir of two class prompts; give each its own")
 
 
-def check_concept(concept: Concept, needs_class: bool, resolution_px: int) -> None:
-    """Looks at a concept and at each of its instance images.
+def check_concept(concept: Concept, needs_class: bool) -> None:
+    """Checks what a concept says.
 
     Raises:
         InputError: if it cannot be trained on.
 
     Warns:
-        InputWarning: if it can, but is hardly meant so.
+        InputWarning: if the identifier is not in the prompt.
     """
     for name, value in {"weight": concept.weight, "num_class_images": concept.num_class_images}.items():
         if value is not None and value < 1:
@@ -58,52 +72,64 @@ def check_concept(concept: Concept, needs_class: bool, resolution_px: int) -> No
         raise InputError(f"{concept.class_data_dir} is class_data_dir and instance_data_dir; give each its own folder")
     if concept.identifier and concept.identifier not in concept.instance_prompt:
         warn(f"the identifier {concept.identifier!r} does not occur in the prompt {concept.instance_prompt!r}")
+
+
+def check_images(concept: Concept, needs_class: bool, resolution_px: int) -> None:
+    """Reads every image of a concept.
+
+    Raises:
+        InputError: if one cannot be read, or a folder that must hold images holds none.
+
+    Warns:
+        InputWarning: if images are small, nearly the same, or accompanied by other files.
+    """
     images, skipped = instance_images(concept)
     if not images:
         raise InputError(f"{concept.instance_data_dir} holds no images; put 3 to 20 of the subject there")
     if skipped:
-        warn(f"{concept.instance_data_dir}: skipped {skipped} files that are no images")
-    _look_at([image.path for image in images], resolution_px)
-    if concept.held_out_dir and not held_out_images(concept):
+        warn(f"{concept.instance_data_dir}: skipped {skipped} files that are not images")
+    _check_instances([image.path for image in images], resolution_px)
+    held_out: list[TrainingImage] = held_out_images(concept)
+    if concept.held_out_dir and not held_out:
         raise InputError(f"{concept.held_out_dir} is held_out_dir and holds no images; put some there")
-    for image in held_out_images(concept) + (class_images_of(concept)[0] if needs_class else []):
+    for image in held_out + (class_images_of(concept)[0] if needs_class else []):
         read_image(image.path)
 
 
-def _look_at(paths: list[Path], resolution_px: int) -> None:
-    seen = []
+def _check_instances(paths: list[Path], resolution_px: int) -> None:
+    thumbnails = []
     for path in paths:
         image = read_image(path)
         if min(image.size) < resolution_px:
             warn(f"{path} is {image.width} x {image.height} px, smaller than the resolution {resolution_px}")
         if len(paths) <= MAX_COMPARED:
-            seen.append(image.resize((64, 64), Image.Resampling.BOX))
-    for i, j in near_identical(seen):
-        warn(f"{paths[i]} and {paths[j]} are nearly the same image, which counts double")
+            thumbnails.append(image.resize((64, 64), Image.Resampling.BOX))
+    for i, j in near_identical(thumbnails):
+        warn(f"{paths[i]} and {paths[j]} are nearly the same image, which then counts twice")
 
 
-def check_enough(sets: Sequence[Sequence[object]], wanted: int | None) -> None:
-    """Raises InputError if a concept has fewer instance images than are asked for."""
-    if wanted is not None and (fewest := min(map(len, sets))) < wanted:
-        raise InputError(f"data.num_instance_images is {wanted}, there are {fewest}; lower it, or add images")
+def check_enough(sets: Sequence[Sequence[object]], minimum: int | None) -> None:
+    """Raises InputError if a concept has fewer instance images than data.num_instance_images."""
+    if minimum is not None and (fewest := min(map(len, sets))) < minimum:
+        raise InputError(f"data.num_instance_images is {minimum}, there are {fewest}; lower it, or add images")
 
 
 def check_lengths(prompts: Iterable[str], tokenizer: CLIPTokenizer) -> None:
-    """Warns of prompts that the model does not see to their end."""
+    """Warns of prompts whose end the model does not read."""
     for prompt in dict.fromkeys(prompts):
-        if cut := cut_off(tokenizer, prompt):
+        if end := truncated_text(tokenizer, prompt):
             warn(
                 f"the prompt {prompt!r} is longer than the {tokenizer.model_max_length} tokens that the model reads; "
-                f"it does not see {cut!r}"
+                f"it does not see {end!r}"
             )
 
 
 def check_same(before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Warns if images or prompts, each given as its name and digest, are not those that a state was trained on."""
+    """Warns if the images or prompts, given as name and digest, differ from those that a state was trained on."""
     if changed := sorted({name for name, _ in before.items() ^ now.items()}):
-        warn(f"the state was trained on other {', '.join(changed)}; training goes on with those given now")
+        warn(f"the state was trained on other {', '.join(changed)}; training goes on with the present ones")
 
 
 def warn(message: str) -> None:
-    """Raises a finger: one line for the user, and the run goes on."""
+    """Prints one line for the user; the run goes on."""
     warnings.warn(message, InputWarning, stacklevel=1)

@@ -1,4 +1,4 @@
-"""What is learned: concepts from flags or from a `concepts_list.json`, and their images with prompts. No torch."""
+"""Concepts to learn, from flags or from a `concepts_list.json`, and their images with prompts. No torch."""
 
 import json
 from collections.abc import Mapping
@@ -46,7 +46,7 @@ def given_concepts(concepts_list: str | None, flags: Mapping[str, str | None]) -
     """The concepts of a JSON file, or the one that flags name.
 
     Raises:
-        InputError: if both are given, or nothing.
+        InputError: if both are given, or neither.
     """
     if concepts_list is not None:
         if any(flags.values()):
@@ -76,24 +76,24 @@ def _concept(entry: dict[str, object], where: str) -> Concept:
         raise InputError(f"{where}: {' and '.join(missing)} missing")
     for key, value in entry.items():
         if isinstance(value, bool) or not isinstance(value, known[key]):  # type: ignore[arg-type]
-            raise InputError(f"{where}: {key} is {value!r}, which is no {getattr(known[key], '__name__', known[key])}")
+            raise InputError(f"{where}: {key} is {value!r}, must be {getattr(known[key], '__name__', known[key])}")
     return Concept(**entry)  # type: ignore[arg-type]
 
 
 def instance_images(concept: Concept) -> tuple[list[TrainingImage], int]:
-    """The instance images with their prompts, and the number of files that are no images."""
+    """The instance images with their prompts, and the number of other files."""
     return _images(concept.instance_data_dir, concept.instance_prompt)
 
 
 def class_images_of(concept: Concept) -> tuple[list[TrainingImage], int]:
-    """The class images with their prompts, none before the first run, and the number of other files."""
+    """The class images with their prompts (none before the first run), and the number of other files."""
     if not Path(str(concept.class_data_dir)).is_dir():
         return [], 0
     return _images(str(concept.class_data_dir), str(concept.class_prompt))
 
 
 def held_out_images(concept: Concept) -> list[TrainingImage]:
-    """The instance images that are kept back, none if there is no folder of them."""
+    """The instance images that are only measured; none if there is no folder of them."""
     return _images(concept.held_out_dir, concept.instance_prompt)[0] if concept.held_out_dir else []
 
 

@@ -1,13 +1,12 @@
-"""Files to images and back: which files count, how they are read, cropped, tiled and written. Plain PIL, no torch."""
+"""Image files: which files count, how they are read, cropped and written. Plain PIL, no torch."""
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from lightning_dreambooth.errors import InputError
@@ -28,10 +27,10 @@ class View(NamedTuple):
 
 
 def list_images(folder: Path) -> tuple[list[Path], int]:
-    """The images directly in a folder, sorted by name, and how many other files there are besides captions.
+    """The images directly in a folder, sorted by name, and how many other files there are, captions not counted.
 
     Raises:
-        InputError: if a file is a link to somewhere else: what is trained on lies in the folder.
+        InputError: if a file is a link out of the folder: what is trained on must lie in it.
     """
     files = sorted(path for path in folder.iterdir() if path.is_file() or path.is_symlink())
     for path in files:
@@ -50,15 +49,15 @@ def _stays_in(folder: Path, link: Path) -> bool:
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8.
+    """The content of a text file in UTF-8.
 
     Raises:
-        InputError: if it is none.
+        InputError: if it is not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no text in UTF-8 ({error}); save it as such") from error
+        raise InputError(f"{path} is not text in UTF-8 ({error}); save it as UTF-8") from error
 
 
 def read_caption(image: Path, otherwise: str) -> str:
@@ -82,7 +81,7 @@ def read_image(path: Path) -> Image.Image:
                 if file.width * file.height <= MAX_PIXELS:
                     return _upright(file)
         size = f"{file.width} x {file.height} px, more than {MAX_PIXELS:,} in all"
-    except Exception as error:  # what decoders of broken or hostile files end in is not for us to foresee
+    except Exception as error:  # decoders of broken or hostile files may raise anything
         raise InputError(f"{path} cannot be read as an image ({error}); repair or remove it") from error
     raise InputError(f"{path} is {size}; make it smaller")
 
@@ -100,7 +99,7 @@ def _upright(file: Image.Image) -> Image.Image:
 
 
 def near_identical(images: Sequence[Image.Image]) -> list[tuple[int, int]]:
-    """Pairs of places at which the same image seems to stand twice."""
+    """Pairs of indices of images that seem to be the same."""
     small = [image.resize((16, 16), Image.Resampling.BOX) for image in images]
     pixels = np.array([np.asarray(image, dtype=np.float32).ravel() for image in small])
     far = [np.abs(pixels[i + 1 :] - pixels[i]).mean(1) for i in range(len(pixels))]
@@ -108,37 +107,22 @@ def near_identical(images: Sequence[Image.Image]) -> list[tuple[int, int]]:
 
 
 def square_box(width: int, height: int, view: View) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of the largest square at the view's place."""
+    """Left, top, right and bottom of the largest square at the place that a view names."""
     side = min(width, height)
     left, top = round((width - side) * view.x), round((height - side) * view.y)
     return (left, top, left + side, top + side)
 
 
 def crop(image: Image.Image, size_px: int, view: View) -> Image.Image:
-    """The largest square at the view's place, resized to `size_px`, mirrored if the view says so."""
+    """The largest square at the place that a view names, resized to `size_px`, mirrored if the view says so."""
     square = image.resize((size_px, size_px), Image.Resampling.LANCZOS, square_box(*image.size, view))
     return ImageOps.mirror(square) if view.flip else square
 
 
-def tile(images: Sequence[Image.Image], columns: int, labels: Sequence[str] = (), margin_px: int = 2) -> Image.Image:
-    """Equal images => one grid, row by row, with a label above each row if labels are given."""
-    width, height = images[0].size
-    rows = math.ceil(len(images) / columns)
-    label_px = 14 if labels else 0
-    step_x, step_y = width + margin_px, height + margin_px + label_px
-    grid = Image.new("RGB", (columns * step_x + margin_px, rows * step_y + margin_px), "white")
-    draw = ImageDraw.Draw(grid)
-    for i, image in enumerate(images):
-        grid.paste(image, (margin_px + i % columns * step_x, margin_px + label_px + i // columns * step_y))
-    for row, label in enumerate(labels):
-        draw.text((margin_px + 1, margin_px + row * step_y), label, fill="black")
-    return grid
-
-
-def write_png(image: Image.Image, path: Path, about: Mapping[str, object]) -> None:
-    """Writes a PNG, all or nothing; `about` becomes text chunks that viewers show."""
-    chunks = PngInfo()
-    for key, value in about.items():
-        chunks.add_itxt(key, str(value))
+def write_png(image: Image.Image, path: Path, chunks: Mapping[str, object]) -> None:
+    """Writes a PNG, all or nothing; viewers show the text chunks."""
+    info = PngInfo()
+    for key, value in chunks.items():
+        info.add_itxt(key, str(value))
     with replaced(path) as beside:
-        image.save(beside, format="PNG", pnginfo=chunks)
+        image.save(beside, format="PNG", pnginfo=info)

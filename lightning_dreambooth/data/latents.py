@@ -1,11 +1,11 @@
 """What is encoded once: prompts, and images by content: another image, crop, resolution or VAE is another entry."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -16,18 +16,19 @@ from lightning_dreambooth.data.images import View, crop, read_image, square_box
 from lightning_dreambooth.distributed import any_rank, barrier, exclusive_folder, gather_dict, rank, shard
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.files import replaced, sha256
+from lightning_dreambooth.models.conditioning import Conditioning, on_cpu, unstack
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 
 Encode = Callable[[UInt8[Tensor, "rows 3 height width"]], Float[Tensor, "rows twice_c h w"]]
 
 
 def load_pixels(path: Path, view: View, resolution_px: int) -> UInt8[Tensor, "3 height width"]:
-    """An image file, seen through a view => bytes in 0 ... 255."""
+    """An image file, seen through a view => bytes 0 ... 255."""
     return pil_to_tensor(crop(read_image(path), resolution_px, view))
 
 
 def is_readable(file: Path) -> bool:
-    """Whether a file is there and as long as its header says."""
+    """Whether a safetensors file is there and as long as its header says."""
     try:
         with safe_open(file, framework="pt"):
             return True
@@ -36,11 +37,11 @@ def is_readable(file: Path) -> bool:
 
 
 @torch.no_grad()
-def embeddings(
-    model: StableDiffusion, ids: Int[Tensor, "prompts tokens"], batch_size: int
-) -> Float[Tensor, "prompts tokens width"]:
-    """Token ids => what the text encoder makes of them, on the CPU."""
-    return torch.cat([model.embed(part.to(model.device)).float().cpu() for part in ids.split(batch_size)])
+def encode_prompts(model: StableDiffusion, prompts: Sequence[str], batch_size: int) -> dict[str, Conditioning]:
+    """Prompts => what the UNet reads of each, on the CPU."""
+    parts = [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
+    encoded = [row for part in parts for row in unstack(on_cpu(model.embed(model.tokenize(part))))]
+    return dict(zip(prompts, encoded, strict=True))
 
 
 class LatentCache:
@@ -65,17 +66,21 @@ class LatentCache:
             self.contents[path] = (sha256(path), *read_image(path).size)
         content, width, height = self.contents[path]
         box = square_box(width, height, view)
-        about = f"{content} {box} {view.flip} {self.resolution_px} {self.encoder}"
-        return hashlib.sha256(about.encode()).hexdigest()[:32]
+        decided_by = f"{content} {box} {view.flip} {self.resolution_px} {self.encoder}"
+        return hashlib.sha256(decided_by.encode()).hexdigest()[:32]
 
     def get(self, path: Path, view: View) -> Float[Tensor, "twice_c h w"]:
-        """The posterior of one image; it must have been filled in before."""
+        """The posterior of one image, after `fill`."""
         key = self.key(path, view)
         return self.memory[key] if self.folder is None else load_file(self._file(key))["moments"]
 
-    def fill(self, wanted: Iterable[tuple[Path, View]], encode: Encode, batch_size: int) -> None:
-        """Encodes what is not there yet, shared out among all processes."""
-        by_key = {self.key(path, view): (path, view) for path, view in wanted}
+    def fill(self, views: Iterable[tuple[Path, View]], encode: Encode, batch_size: int) -> None:
+        """Encodes what is missing, all processes together.
+
+        Raises:
+            InputError: if processes write to different disks.
+        """
+        by_key = {self.key(path, view): (path, view) for path, view in views}
         if self.folder is None:
             self._encode(by_key, encode, batch_size)
             self.memory = gather_dict(self.memory)
@@ -84,18 +89,18 @@ class LatentCache:
             with exclusive_folder(self.folder):
                 self._encode(by_key, encode, batch_size)
         if absent := self._missing(by_key):
-            raise InputError(f"{self._file(absent[0])} is written, but not here; name a cache_dir that all nodes share")
+            raise InputError(f"{self._file(absent[0])} was written on another node; name a cache_dir that nodes share")
 
     def _encode(self, by_key: Mapping[str, tuple[Path, View]], encode: Encode, batch_size: int) -> None:
         missing = self._missing(by_key)
         barrier()
-        mine = [(key, by_key[key]) for key in shard(missing)]
-        silent = rank() > 0 or not mine
-        with tqdm(total=len(mine), desc="encoding images", unit="image", disable=silent) as progress:
-            for start in range(0, len(mine), batch_size):
-                batch = mine[start : start + batch_size]
-                images = torch.stack([load_pixels(path, view, self.resolution_px) for _, (path, view) in batch])
-                for (key, _), moments in zip(batch, encode(images).cpu(), strict=True):
+        local = [(key, by_key[key]) for key in shard(missing)]
+        silent = rank() > 0 or not local
+        with tqdm(total=len(local), desc="encoding images", unit="image", disable=silent) as progress:
+            for start in range(0, len(local), batch_size):
+                batch = local[start : start + batch_size]
+                pixels = torch.stack([load_pixels(path, view, self.resolution_px) for _, (path, view) in batch])
+                for (key, _), moments in zip(batch, encode(pixels).cpu(), strict=True):
                     self._put(key, moments.clone(memory_format=torch.contiguous_format))
                 progress.update(len(batch))
 

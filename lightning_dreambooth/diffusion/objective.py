@@ -1,7 +1,7 @@
 """The DreamBooth objective as pure functions of tensors.
 
-Notation: x0 clean latents, eps noise, t timestep in [0, T), alphas_bar the cumulative product of (1 - beta), `rows` the
-batch: B instance rows, followed by B class rows when the prior is on.
+Notation: x0 clean latents, eps noise, t timestep in [0, T), alphas_bar the cumulative product of (1 - beta). `rows` are
+the rows of a batch: B instance rows, followed by B class rows when the prior is on; c, h, w are those of latents.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Loss(NamedTuple):
-    """The objective and its two halves; `prior` is None when no class rows were trained on."""
+    """The objective and its two halves; `prior` is None without class rows."""
 
     total: Float[Tensor, ""]
     instance: Float[Tensor, ""]
@@ -39,7 +39,7 @@ def target(
     alphas_bar: Float[Tensor, " steps"],
     prediction_type: str,
 ) -> Float[Tensor, "rows c h w"]:
-    """What the UNet should answer: the noise (`epsilon`) or the velocity (`v_prediction`)."""
+    """What the UNet should predict: the noise (`epsilon`) or the velocity (`v_prediction`)."""
     if prediction_type == "epsilon":
         return noise
     a = alphas_bar[timesteps].view(-1, 1, 1, 1)
@@ -64,13 +64,13 @@ def squared_error(
 
 
 # Prior-preservation objective, Ruiz et al. 2023 (arXiv:2208.12242), Eq. 2.
-def prior_preservation_loss(errors: Float[Tensor, " rows"], prior_weight: float) -> Loss:
-    """Weighted errors of the rows => loss. With weight zero the batch has instance rows only."""
-    if prior_weight == 0:
-        instance = errors.mean()
-        return Loss(instance, instance, None)
-    instance, prior = (half.mean() for half in errors.chunk(2))
-    return Loss(instance + prior_weight * prior, instance, prior)
+def prior_preservation_loss(
+    instance: Float[Tensor, " b"], prior: Float[Tensor, " b"] | None, prior_weight: float
+) -> Loss:
+    """Weighted errors of the instance rows and of the class rows, None without class rows => loss."""
+    if prior is None:
+        return Loss(instance.mean(), instance.mean(), None)
+    return Loss(instance.mean() + prior_weight * prior.mean(), instance.mean(), prior.mean())
 
 
 def posterior_sample(

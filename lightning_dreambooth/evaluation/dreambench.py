@@ -10,7 +10,7 @@ from lightning_dreambooth.data.images import list_images, read_text
 from lightning_dreambooth.errors import InputError
 
 PROMPTS_FILE = "prompts_and_classes.txt"
-LIVE_CLASSES = ("cat", "dog")  # classes whose subjects get the prompts with accessories and outfits
+LIVE_CLASSES = ("cat", "dog")  # their subjects have prompts with accessories and outfits
 
 
 class Subject(NamedTuple):
@@ -23,14 +23,14 @@ class Subject(NamedTuple):
 
 
 def subjects_of(folder: Path) -> list[str]:
-    """The subjects that the dataset knows and whose images are there.
+    """The subjects that the dataset lists and whose images are there.
 
     Raises:
-        InputError: if the file is not of that form, or there are none.
+        InputError: if the file does not have the form of the paper's, or there are none.
     """
     found = [name for name in _read(folder)[0] if (folder / name).is_dir()]
     if not found:
-        raise InputError(f"{folder} holds no folder of a subject that {PROMPTS_FILE} knows")
+        raise InputError(f"{folder} holds no folder of a subject that {PROMPTS_FILE} lists")
     return found
 
 
@@ -38,17 +38,18 @@ def read_subject(folder: Path, name: str) -> Subject:
     """A subject with its images and its 25 prompts.
 
     Raises:
-        InputError: if the file is not of that form, or does not know the subject, or there are fewer than two images.
+        InputError: if the file does not have the form of the paper's or does not list the subject, or there are fewer
+            than two images.
     """
     file = folder / PROMPTS_FILE
     classes, lists = _read(folder)
     if name not in classes:
-        raise InputError(f"{file} knows no subject {name!r}; it knows {', '.join(classes)}")
+        raise InputError(f"{file} does not list the subject {name!r}; it lists {', '.join(classes)}")
     if not (folder / name).is_dir():
-        raise InputError(f"{folder / name} is not a folder; the images of the subject lie there")
+        raise InputError(f"{folder / name} is not a folder; the images of the subject must lie there")
     images, _ = list_images(folder / name)
     if len(images) < 2:
-        raise InputError(f"{folder / name} holds {len(images)} images; 2 or more are compared with each other")
+        raise InputError(f"{folder / name} holds {len(images)} images; 2 or more are needed")
     return Subject(name, classes[name], images, prompts_of(lists[classes[name] in LIVE_CLASSES], file))
 
 
@@ -77,5 +78,5 @@ def prompts_of(source: str, file: Path) -> list[str]:
         if any([field for _, field, _, _ in Formatter().parse(prompt) if field] != ["0", "1"] for prompt in prompts):
             raise ValueError("a prompt without {0} {1}, or with more")
     except (SyntaxError, AttributeError, TypeError, ValueError, RecursionError, MemoryError) as error:
-        raise InputError(f"{file} holds a prompt list that is not the paper's ({error}); get it again") from error
+        raise InputError(f"{file} holds a prompt list that is not the paper's ({error}); download it again") from error
     return prompts

@@ -1,7 +1,9 @@
-"""Images to figures: which images are compared with which, what each figure could reach, and one score of them."""
+"""Images to metrics: which images are compared with which, and what each metric could reach."""
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from statistics import fmean
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, UInt8
@@ -11,66 +13,62 @@ from torchvision.transforms.functional import to_pil_image
 
 from lightning_dreambooth.data.concepts import Concept
 from lightning_dreambooth.evaluation import metrics
-from lightning_dreambooth.evaluation.encoders import Clip, Dino, Encoder, Lpips
-from lightning_dreambooth.evaluation.prompts import Probe
-
-MIN_RANGE = 0.02  # a part of the score whose two ends lie closer than this in cosine would be noise, and is left out
+from lightning_dreambooth.evaluation.encoders import Encoder, Encoders
+from lightning_dreambooth.evaluation.prompts import Kind, Probe
+from lightning_dreambooth.evaluation.score import score
 
 Embeddings = Mapping[str, Float[Tensor, "n d"]]  # of the same images, by `clip` and `dino`
 
 
+class InstanceSet(NamedTuple):
+    """The instance images of a concept, and for each what it shows, in words that an encoder knows."""
+
+    images: Sequence[Image.Image]
+    texts: Sequence[str]
+
+
 class FidelityEvaluator:
-    """Measures images of a protocol against instance images and against the untuned model.
+    """Measures images of the evaluation prompts against instance images and against the base model.
 
     Args:
         probes: What is drawn, in the order in which images come to `measure`.
-        concepts: What is learned.
+        concepts: The concepts.
         instances: Instance images of each concept.
-        instance_texts: What those show, in the encoder's words, of each concept.
-        before: Images of the untuned model for the same probes.
-        clip: Measures prompts and, without DINO, everything else.
-        dino: Measures identity and drift.
-        lpips: Measures diversity.
+        base_images: Images of the base model for the same probes.
+        encoders: CLIP measures prompts and, without DINO, everything else; DINO identity and drift; LPIPS diversity.
         device: Where encoders run.
 
     Attributes:
-        untuned: Figures of the untuned model.
-        ceiling: What instance images reach, by figure.
+        base: Metrics of the base model, by name.
+        ceiling: What instance images reach, by name.
     """
 
     def __init__(
-        self, probes: Sequence[Probe], concepts: Sequence[Concept], instances: Sequence[Sequence[Image.Image]],
-        instance_texts: Sequence[Sequence[str]], before: UInt8[Tensor, "n 3 h w"],
-        clip: Clip | None, dino: Dino | None, lpips: Lpips | None, device: torch.device,
+        self, probes: Sequence[Probe], concepts: Sequence[Concept], instances: Sequence[InstanceSet],
+        base_images: UInt8[Tensor, "n 3 h w"], encoders: Encoders, device: torch.device,
     ) -> None:  # fmt: skip
-        self.probes, self.concepts, self.lpips, self.device = probes, concepts, lpips, device
-        self.encoders: dict[str, Encoder] = {
-            role: encoder for role, encoder in (("clip", clip), ("dino", dino)) if encoder is not None
-        }
-        self.eyes = "clip" if dino is None else "dino"  # the encoder of PRES, drift and memorisation
-        name = self.encoders[self.eyes].name
-        stand_in = "" if dino is not None and dino.is_the_papers else f"/{name}"
-        self.tag = {figure: figure + stand_in for figure in ("dino", "pres", "drift", "nearest")}
-        self.tag |= {"clip": "clip_i", "div": "div" if lpips else f"div/{name}"}
-        self.identity = self.tag[self.eyes]
+        self.probes, self.concepts, self.lpips, self.device = probes, concepts, encoders.lpips, device
+        self.encoders: dict[str, Encoder] = encoders.by_role
+        self.identity_encoder = encoders.identity_role
+        self.names = encoders.metric_names
         # Concepts that the prompts show; the others have no images to be measured.
-        self.shown = [c for c in range(len(concepts)) if self.of("instance", c)]
-        self.instances = [self.embed(images) for images in instances]
-        if clip is not None:
-            with clip.on(device):
-                self.texts = clip.texts([probe.text for probe in probes])
-                self.instance_texts = [clip.texts(texts) for texts in instance_texts]
-        self.before = self.embed([to_pil_image(image) for image in before])
+        self.shown = [c for c in range(len(concepts)) if self.indices("instance", c)]
+        self.instances = [self.embed(instance_set.images) for instance_set in instances]
+        if encoders.clip is not None:
+            with encoders.clip.on(device):
+                self.texts = encoders.clip.texts([probe.text for probe in probes])
+                self.instance_texts = [encoders.clip.texts(instance_set.texts) for instance_set in instances]
+        self.base_embeddings = self.embed([to_pil_image(image) for image in base_images])
         self.ceiling = self._ceiling()
-        self.untuned = self.figures(self.before, before)
-        self.untuned |= self.score(self.untuned)
+        self.base = self._measure(self.base_embeddings, base_images)
+        self.base |= self._score(self.base, self.base)
 
-    def of(self, kind: str, concept: int | None = None) -> list[int]:
+    def indices(self, kind: Kind, concept: int | None = None) -> list[int]:
         """Numbers of the probes of a kind and, if given, of a concept."""
         return [i for i, probe in enumerate(self.probes) if probe.kind == kind and concept in (None, probe.concept)]
 
-    def classes_of(self, concept: int) -> list[int]:
-        """Numbers of the probes of a concept's class prompt, which it may share with others."""
+    def class_indices(self, concept: int) -> list[int]:
+        """Numbers of the probes of a concept's class prompt, which several concepts may share."""
         prompt = self.concepts[concept].class_prompt
         return [i for i, probe in enumerate(self.probes) if probe.kind == "class" and probe.request.prompt == prompt]
 
@@ -83,92 +81,81 @@ class FidelityEvaluator:
         return embedded
 
     def measure(self, images: UInt8[Tensor, "n 3 h w"]) -> dict[str, float]:
-        """Images of all probes => figures by name, with the score and its parts."""
-        figures = self.figures(self.embed([to_pil_image(image) for image in images]), images)
-        return figures | self.score(figures)
+        """Images of all probes => metrics by name, with the score and its parts."""
+        measured = self._measure(self.embed([to_pil_image(image) for image in images]), images)
+        return measured | self._score(measured, self.base)
 
-    def figures(self, embedded: Embeddings, images: UInt8[Tensor, "n 3 h w"]) -> dict[str, float]:
-        """Images of all probes => figures by name."""
-        figures: dict[str, float] = {}
-        for role in self.encoders:
-            figures |= self._identity(self.tag[role], embedded[role], [own[role] for own in self.instances])
-        if "clip" in self.encoders:
-            subject = self.of("instance")
-            figures["clip_t"] = metrics.prompt_similarity(embedded["clip"][subject], self.texts[subject])
-        rows, instances = embedded[self.eyes], [own[self.eyes] for own in self.instances]
-        classes = [(self.classes_of(c), instances[c]) for c in range(len(instances)) if self.classes_of(c)]
+    def _measure(self, embedded: Embeddings, images: UInt8[Tensor, "n 3 h w"]) -> dict[str, float]:
+        measured: dict[str, float] = {}
+        for role, rows in embedded.items():
+            measured |= self._identity(role, rows)
+        if "clip" in embedded:
+            subject = self.indices("instance")
+            measured["clip_t"] = metrics.prompt_similarity(embedded["clip"][subject], self.texts[subject])
+        rows, instances = embedded[self.identity_encoder], [own[self.identity_encoder] for own in self.instances]
+        classes = [(self.class_indices(c), instances[c]) for c in range(len(instances)) if self.class_indices(c)]
         if classes:
-            figures[self.tag["pres"]] = _mean([metrics.similarity(rows[drawn], own) for drawn, own in classes])
-        if others := self.of("class") + self.of("unrelated"):
-            figures[self.tag["drift"]] = metrics.drift(rows[others], self.before[self.eyes][others])
-        nearest = [metrics.nearest(rows[self.of("instance", c)], instances[c]) for c in self.shown]
-        figures[self.tag["nearest"]] = _mean(nearest)
-        figures[self.tag["div"]] = self._diversity(rows, images)
-        return figures
+            measured[self.names["pres"]] = fmean(metrics.similarity(rows[indices], own) for indices, own in classes)
+        if others := self.indices("class") + self.indices("unrelated"):
+            base = self.base_embeddings[self.identity_encoder]
+            measured[self.names["drift"]] = metrics.drift(rows[others], base[others])
+        nearest = [metrics.nearest(rows[self.indices("instance", c)], instances[c]) for c in self.shown]
+        measured[self.names["nearest"]] = fmean(nearest)
+        measured[self.names["div"]] = self._diversity(rows, images)
+        return measured
 
-    def _identity(self, name: str, rows: Tensor, instances: Sequence[Tensor]) -> dict[str, float]:
+    def _identity(self, role: str, rows: Tensor) -> dict[str, float]:
         """Identity under a concept's own prompts; with several concepts, also whose face appears under whose prompt."""
+        name, instances = self.names[role], [own[role] for own in self.instances]
         under = {
-            (c, face): metrics.similarity(rows[self.of("instance", c)], own)
+            (c, face): metrics.similarity(rows[self.indices("instance", c)], own)
             for c in self.shown
             for face, own in enumerate(instances)
         }
-        figures = {name: _mean([under[c, c] for c in self.shown])}
+        measured = {name: fmean(under[c, c] for c in self.shown)}
         if len(instances) > 1:
             words = [concept.identifier or concept.instance_prompt for concept in self.concepts]
-            who = words if len({*words}) == len(words) else [f"{c}-{word}" for c, word in enumerate(words, start=1)]
-            figures |= {f"{name}/{who[face]}_under_{who[c]}": value for (c, face), value in under.items()}
-        return figures
+            if len({*words}) < len(words):
+                words = [f"{c}-{word}" for c, word in enumerate(words, start=1)]
+            measured |= {f"{name}/{words[face]}_under_{words[c]}": value for (c, face), value in under.items()}
+        return measured
 
     def _diversity(self, rows: Tensor, images: Tensor) -> float:
         """Of the images of one prompt, averaged over the prompts of the subject."""
-        by_prompt = groupby(self.of("instance"), key=lambda i: self.probes[i].request.prompt)
+        by_prompt = groupby(self.indices("instance"), key=lambda i: self.probes[i].request.prompt)
         groups = [list(group) for _, group in by_prompt]
         if self.lpips is None:
             return metrics.diversity([rows[group] for group in groups])
-        return _mean([self.lpips.diversity(images[group], self.device) for group in groups])
+        return fmean(self.lpips.diversity(images[group], self.device) for group in groups)
 
     def _ceiling(self) -> dict[str, float]:
-        """What instance images reach when compared with each other, or with their own prompts."""
-        own = [self.instances[c] for c in self.shown]
+        """What instance images reach when they are compared with each other, or with their own prompts."""
+        shown = [self.instances[c] for c in self.shown]
         ceiling = {
-            self.tag[role]: _mean([metrics.self_similarity(each[role]) for each in own]) for role in self.encoders
+            self.names[role]: fmean(metrics.self_similarity(instances[role]) for instances in shown)
+            for role in self.encoders
         }
-        ceiling[self.tag["pres"]] = ceiling[self.identity]
-        ceiling[self.tag["nearest"]] = _mean([metrics.nearest_other(each[self.eyes]) for each in own])
+        ceiling[self.names["pres"]] = ceiling[self.names[self.identity_encoder]]
+        nearest = [metrics.nearest_other(instances[self.identity_encoder]) for instances in shown]
+        ceiling[self.names["nearest"]] = fmean(nearest)
         if "clip" in self.encoders:
             pairs = [(self.instances[c]["clip"], self.instance_texts[c]) for c in self.shown]
-            ceiling["clip_t"] = _mean([metrics.prompt_similarity(images, texts) for images, texts in pairs])
+            ceiling["clip_t"] = fmean(metrics.prompt_similarity(images, texts) for images, texts in pairs)
         return ceiling
 
-    def score(self, figures: Mapping[str, float]) -> dict[str, float]:
-        """One score in [0, 1] that is high only if all of its parts are: their harmonic mean.
-
-        `identity`: how much of the way from the untuned model to the instance images is done; `prompt`: how much is
-        kept of the way from images of other prompts to those that the untuned model draws; `class`: how much is kept
-        of the class's distance from the instance. A part whose way is shorter than LEAST_WAY is left out; there is no
-        score without `identity`.
-        """
-        untuned, pres, ceiling = self.untuned, self.tag["pres"], self.ceiling[self.identity]
-        if ceiling - untuned[self.identity] < MIN_RANGE:
-            return {}
-        parts = {"score/identity": metrics.fraction_of_range(figures[self.identity], untuned[self.identity], ceiling)}
-        floor = self._floor()
-        if floor is not None and untuned["clip_t"] - floor >= MIN_RANGE:
-            parts["score/prompt"] = metrics.fraction_of_range(figures["clip_t"], floor, untuned["clip_t"])
-        if pres in figures and ceiling - untuned[pres] >= MIN_RANGE:
-            parts["score/class"] = metrics.fraction_of_range(-figures[pres], -ceiling, -untuned[pres])
-        return {"score": metrics.balance(parts)} | parts
+    def _score(self, measured: Mapping[str, float], base: Mapping[str, float]) -> dict[str, float]:
+        identity = self.names[self.identity_encoder]
+        names = {"identity": identity, "prompt": "clip_t", "class": self.names["pres"]}
+        ours, bases = (
+            {part: values[name] for part, name in names.items() if name in values} for values in (measured, base)
+        )
+        return score(ours, bases, self.ceiling[identity], self._floor())
 
     def _floor(self) -> float | None:
-        """Cosine of the untuned model's images of the subjects with the texts of unrelated prompts, not their own."""
-        subject, unrelated = self.of("instance"), self.of("unrelated")
+        """Mean cosine of the base model's images of the subject with the texts of unrelated prompts."""
+        subject, unrelated = self.indices("instance"), self.indices("unrelated")
         if "clip" not in self.encoders or not unrelated:
             return None
-        cosines = metrics.cosines(self.before["clip"][subject], self.texts[unrelated])
+        cosines = metrics.cosines(self.base_embeddings["clip"][subject], self.texts[unrelated])
         other = torch.tensor([[self.probes[i].text != self.probes[j].text for j in unrelated] for i in subject])
         return cosines[other].mean().item() if other.any() else None
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

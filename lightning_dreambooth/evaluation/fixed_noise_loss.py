@@ -17,28 +17,28 @@ from lightning_dreambooth.distributed import gather_dict, shard
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 
 STRATA = 4  # timesteps per image, one in the middle of each quarter of the noise schedule
-PICTURES = 4  # of each set: instance, held out, class
+IMAGES = 4  # of each set: instance, held out, class
 
 
 class FixedSample(NamedTuple):
-    """An image with the prompt it belongs to."""
+    """The latents of an image with its prompt."""
 
     latents: Float[Tensor, "c h w"]
     prompt: str
 
 
-@torch.no_grad()
-def encode_fixed(model: StableDiffusion, images: Sequence[TrainingImage], resolution_px: int) -> list[FixedSample]:
-    """Images as they are trained on but for everything random."""
-    pixels = torch.stack([load_pixels(image.path, View(), resolution_px) for image in images])
-    means, _ = model.encode(pixels.to(model.device)).chunk(2, dim=1)
-    return [FixedSample(mean, image.prompt) for mean, image in zip(means, images, strict=True)]
-
-
 def round_robin(concepts: Sequence[Sequence[TrainingImage]]) -> list[TrainingImage]:
     """The first images of all concepts, one of each in turn."""
     turns = zip_longest(*concepts)
-    return [image for turn in turns for image in turn if image is not None][:PICTURES]
+    return [image for turn in turns for image in turn if image is not None][:IMAGES]
+
+
+@torch.no_grad()
+def encode_fixed(model: StableDiffusion, images: Sequence[TrainingImage], resolution_px: int) -> list[FixedSample]:
+    """Images as they are trained on, without anything random."""
+    pixels = torch.stack([load_pixels(image.path, View(), resolution_px) for image in images])
+    means, _ = model.encode(pixels.to(model.device)).chunk(2, dim=1)
+    return [FixedSample(mean, image.prompt) for mean, image in zip(means, images, strict=True)]
 
 
 def timesteps(noise_steps: int) -> Int[Tensor, " strata"]:
@@ -48,34 +48,35 @@ def timesteps(noise_steps: int) -> Int[Tensor, " strata"]:
 
 @torch.no_grad()
 def stratified_errors(
-    model: StableDiffusion, latents: Float[Tensor, "c h w"], prompt: str, seed: int, name: str, number: int
+    model: StableDiffusion, fixed: FixedSample, seed: int, name: str, number: int
 ) -> Float[Tensor, " strata"]:
-    """Squared error of the UNet's answer at each timestep for a set's image of that number, with noise of its own."""
+    """Squared error of the UNet's prediction at each timestep, for the image of that number in the set `name`."""
     alphas_bar, t = model.alphas_bar, timesteps(len(model.alphas_bar)).to(model.device)
-    x0 = latents.to(model.device).expand(STRATA, *latents.shape)
-    noise = randomness.normal(seed, f"fixed noise {name}", range(number * STRATA, (number + 1) * STRATA), latents.shape)
-    noise = noise.to(model.device)
-    context = model.embed(model.tokenize([prompt]).to(model.device))
-    noisy = add_noise(x0, noise, t, alphas_bar)
-    prediction = model.unet(noisy, t, context.expand(STRATA, -1, -1), return_dict=False)[0]
+    x0 = fixed.latents.to(model.device).expand(STRATA, *fixed.latents.shape)
+    draws = range(number * STRATA, (number + 1) * STRATA)
+    noise = randomness.normal(seed, f"fixed noise {name}", draws, fixed.latents.shape).to(model.device)
+    conditioning = model.embed(model.tokenize([fixed.prompt] * STRATA))
+    prediction = model.predict(add_noise(x0, noise, t, alphas_bar), t, conditioning)
     return squared_error(prediction, target(x0, noise, t, alphas_bar, model.prediction_type))
 
 
-def fixed_losses(model: StableDiffusion, sets: Mapping[str, Sequence[FixedSample]], seed: int) -> dict[str, float]:
+def fixed_noise_losses(
+    model: StableDiffusion, sets: Mapping[str, Sequence[FixedSample]], seed: int
+) -> dict[str, float]:
     """Mean error of each set, overall and at each timestep, as `loss/<set>` and `loss/<set>/t<timestep>`.
 
-    The images are shared out among all processes; every process returns the same figures.
+    All processes share the work and return the same values.
     """
     places = [(name, number) for name, images in sets.items() for number in range(len(images))]
-    mine = {
-        f"{name} {number}": stratified_errors(model, *sets[name][number], seed, name, number).tolist()
+    local = {
+        f"{name} {number}": stratified_errors(model, sets[name][number], seed, name, number).tolist()
         for name, number in shard(places)
     }
-    errors = gather_dict(mine)
+    errors = gather_dict(local)
     losses = {}
+    strata = timesteps(len(model.alphas_bar)).tolist()
     for name, images in sets.items():
         means = torch.tensor([errors[f"{name} {number}"] for number in range(len(images))]).double().mean(0)
         losses[f"loss/{name}"] = means.mean().item()
-        strata = timesteps(len(model.alphas_bar)).tolist()
         losses |= {f"loss/{name}/t{t}": mean for t, mean in zip(strata, means.tolist(), strict=True)}
     return losses

@@ -1,11 +1,12 @@
-"""Fidelity as pure functions of embeddings, and the metric that gathers images from all processes.
+"""The metrics, as a table and as pure functions of embeddings.
 
 Embeddings are rows [n, d] of an image or text encoder, of any length: every function compares directions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
@@ -13,7 +14,49 @@ from torch.nn.functional import normalize
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from lightning_dreambooth import randomness
+
+class MetricInfo(NamedTuple):
+    """What is to be known of a metric.
+
+    Attributes:
+        better: Which direction is better; `bounded` is good up to the ceiling.
+        compares: What is compared with what.
+        encoder: Who computes it: `clip`, `dino`, `identity` (DINO where it is configured, else CLIP) or none.
+        by: Whether `validation`, `study`, or both measure it.
+    """
+
+    better: Literal["up", "down", "bounded"]
+    compares: str
+    encoder: Literal["clip", "dino", "identity", "none"]
+    by: frozenset[str]
+
+
+_VALIDATION, _STUDY = frozenset({"validation"}), frozenset({"study"})
+
+# By name, in the order in which tables and reports show them.
+METRICS = {
+    "score": MetricInfo("up", "identity, prompt and class, balanced", "none", _VALIDATION),
+    "clip_i": MetricInfo(
+        "up", "each image of the subject with every instance image, by CLIP", "clip", _VALIDATION | _STUDY
+    ),
+    "dino": MetricInfo("up", "the same, by DINO", "dino", _VALIDATION | _STUDY),
+    "clip_t": MetricInfo("up", "each image with its prompt without the identifier", "clip", _VALIDATION | _STUDY),
+    "pres": MetricInfo("down", "images of the class prompt with the instance images", "identity", _VALIDATION),
+    "drift": MetricInfo(
+        "down",
+        "images of class and unrelated prompts with the base model's for the same noise",
+        "identity",
+        _VALIDATION,
+    ),
+    "nearest": MetricInfo("bounded", "each image with its nearest instance image", "identity", _VALIDATION),
+    "quality": MetricInfo("up", "each image with two opposite texts", "clip", _STUDY),
+    "div": MetricInfo("up", "images of one prompt with each other", "identity", _VALIDATION | _STUDY),
+}
+
+
+def measured_by(who: str) -> tuple[str, ...]:
+    """The metrics of `validation` or of `study`, by name."""
+    return tuple(name for name, info in METRICS.items() if who in info.by)
 
 
 def cosines(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
@@ -30,7 +73,7 @@ def cosines(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "
     return normalize(a.double(), dim=1) @ normalize(b.double(), dim=1).T
 
 
-def _without_self(square: Float[Tensor, "n n"]) -> Float[Tensor, "n n_minus_1"]:
+def _off_diagonal(square: Float[Tensor, "n n"]) -> Float[Tensor, "n n_minus_1"]:
     count = len(square)
     if count < 2:
         raise ValueError(f"images are compared with each other and there is {count}; at least 2 are needed")
@@ -38,17 +81,17 @@ def _without_self(square: Float[Tensor, "n n"]) -> Float[Tensor, "n n_minus_1"]:
 
 
 # CLIP-I and DINO, Ruiz et al. 2023 (arXiv:2208.12242), Sec. 4.1, and for class images PRES, Table 3.
-def similarity(images: Float[Tensor, "n d"], references: Float[Tensor, "m d"]) -> float:
-    """How alike images and references are on average, in [-1, 1]."""
-    return cosines(images, references).mean().item()
+def similarity(images: Float[Tensor, "n d"], instances: Float[Tensor, "m d"]) -> float:
+    """Mean cosine of all pairs of an image and an instance image, in [-1, 1]."""
+    return cosines(images, instances).mean().item()
 
 
 def self_similarity(images: Float[Tensor, "n d"]) -> float:
     """Mean cosine of all pairs, no image with itself, in [-1, 1]: the ceiling of `similarity` to these images."""
-    return _without_self(cosines(images, images)).mean().item()
+    return _off_diagonal(cosines(images, images)).mean().item()
 
 
-# CLIP-T: Ruiz et al. 2023, Sec. 4.1, with the identifier taken out of the text.
+# CLIP-T: Ruiz et al. 2023, Sec. 4.1, without the identifier in the text.
 def prompt_similarity(images: Float[Tensor, "n d"], texts: Float[Tensor, "n d"]) -> float:
     """Mean cosine of each image with its own text, in [-1, 1]."""
     return cosines(images, texts).diagonal().mean().item()
@@ -56,41 +99,23 @@ def prompt_similarity(images: Float[Tensor, "n d"], texts: Float[Tensor, "n d"])
 
 # DIV: Ruiz et al. 2023, Table 3, with cosines in place of LPIPS.
 def diversity(groups: Sequence[Float[Tensor, "_ d"]]) -> float:
-    """1 - mean cosine of the pairs within each group, averaged over groups, in [0, 2]; a group is of one prompt."""
-    return 1 - float(np.mean([self_similarity(group) for group in groups]))
+    """1 - mean cosine of the pairs within each group, averaged over groups, in [0, 2]; a group has one prompt."""
+    return 1 - fmean(self_similarity(group) for group in groups)
 
 
-def drift(images: Float[Tensor, "n d"], before: Float[Tensor, "n d"]) -> float:
-    """1 - mean cosine of each image with that of the untuned model for the same prompt and noise, in [0, 2]."""
-    return 1 - prompt_similarity(images, before)
+def drift(images: Float[Tensor, "n d"], base: Float[Tensor, "n d"]) -> float:
+    """1 - mean cosine of each image with the base model's for the same prompt and noise, in [0, 2]."""
+    return 1 - prompt_similarity(images, base)
 
 
-def nearest(images: Float[Tensor, "n d"], references: Float[Tensor, "m d"]) -> float:
-    """Mean over images of the cosine with the nearest reference, in [-1, 1]: near 1, training images are copied."""
-    return cosines(images, references).amax(1).mean().item()
+def nearest(images: Float[Tensor, "n d"], instances: Float[Tensor, "m d"]) -> float:
+    """Mean over images of the cosine with the nearest instance image, in [-1, 1]: near 1, images are copies."""
+    return cosines(images, instances).amax(1).mean().item()
 
 
-def nearest_other(references: Float[Tensor, "m d"]) -> float:
-    """Mean over references of the cosine with the nearest other one: `nearest` of new images of the subject."""
-    return _without_self(cosines(references, references)).amax(1).mean().item()
-
-
-def fraction_of_range(value: float, start: float, end: float) -> float:
-    """How much of the way from start up to end is done, in [0, 1]."""
-    return min(1.0, max(0.0, (value - start) / (end - start)))
-
-
-def balance(parts: Mapping[str, float]) -> float:
-    """Harmonic mean in [0, 1]: high only if every part is, 0 as soon as one is."""
-    return 0.0 if min(parts.values()) <= 0 else len(parts) / sum(1 / part for part in parts.values())
-
-
-def bootstrap_interval(values: Sequence[float], seed: int = 0, resamples: int = 10_000) -> tuple[float, float]:
-    """95 % percentile interval of the mean (Efron 1979) of values that are independent, such as one per prompt."""
-    array = np.asarray(values, dtype=np.float64)
-    chosen = randomness.generator(seed, "bootstrap", len(array)).integers(len(array), size=(resamples, len(array)))
-    low, high = np.percentile(array[chosen].mean(1), [2.5, 97.5])
-    return float(low), float(high)
+def nearest_other(instances: Float[Tensor, "m d"]) -> float:
+    """Mean over instance images of the cosine with the nearest other one: the ceiling of `nearest`."""
+    return _off_diagonal(cosines(instances, instances)).amax(1).mean().item()
 
 
 class GatheredImages(Metric):
@@ -106,7 +131,7 @@ class GatheredImages(Metric):
         self.add_state("images", default=[], dist_reduce_fx="cat")
 
     def update(self, numbers: Int[Tensor, " n"], images: UInt8[Tensor, "n 3 height width"]) -> None:
-        """Takes images in, with the number of each; a process without any gives none."""
+        """Adds images with the number of each; may be empty, for a process that draws none."""
         self.numbers.append(numbers)
         self.images.append(images)
 

@@ -1,4 +1,4 @@
-"""What is drawn to be measured: prompts to probes, and what that costs. Plain values."""
+"""What is drawn to be measured: prompts and seeds, and which text each image is compared with."""
 
 import re
 from collections.abc import Sequence
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from lightning_dreambooth.data.concepts import Concept, TrainingImage, instance_images
-from lightning_dreambooth.diffusion.sampling import Request, Sampler
+from lightning_dreambooth.diffusion.requests import Request, SamplingSettings
 from lightning_dreambooth.errors import InputError
 
-TRAINING_ROW = 4  # UNet evaluations that a training row costs: forward, backward (two) and the update
+Kind = Literal["instance", "class", "unrelated"]
 
 
 @dataclass(frozen=True)
 class StatedPrompt:
-    """A prompt that says itself what the prompt figure compares its images with.
+    """A prompt with the text that its images are compared with.
 
     Args:
         prompt: What is drawn.
@@ -28,37 +28,31 @@ class StatedPrompt:
 class Probe(NamedTuple):
     """One image that is drawn to be measured: of the subject, of its class, or of something unrelated."""
 
-    kind: Literal["instance", "class", "unrelated"]
+    kind: Kind
     concept: int
     text: str
     request: Request
 
 
-class Protocol(NamedTuple):
+class EvaluationPrompts(NamedTuple):
     """The same prompts and seeds for every step and every model that is compared.
 
     Attributes:
         prompts: Prompts with an identifier; None takes the instance prompt of each concept.
-        unrelated_prompts: Prompts that training should leave alone, besides the class prompts.
+        unrelated_prompts: Prompts that training should not change, besides the class prompts.
         seeds: Seeds of the images of each prompt.
-        settings: Negative prompt, steps, guidance scale and sampler.
-        batch_size: Images drawn at once.
-        base: Hub id or folder of the model that drift is measured from; None takes the one that is trained.
-        base_dir: Folder of that model's images, shared between runs.
+        settings: How images are sampled.
     """
 
     prompts: Sequence[str | StatedPrompt] | None
     unrelated_prompts: Sequence[str]
     seeds: Sequence[int]
-    settings: tuple[str, int, float, Sampler]
-    batch_size: int
-    base: str | None = None
-    base_dir: str = "runs/.cache/base_images"
+    settings: SamplingSettings
 
     def probes(self, concepts: Sequence[Concept]) -> list[Probe]:
         """Every prompt with every seed.
 
-        A class prompt is drawn once, as such, also if it is among the prompts or several concepts have it.
+        A class prompt is drawn once, as such, even if it is among the prompts or several concepts have it.
 
         Raises:
             InputError: if a prompt shows none of the concepts.
@@ -67,40 +61,45 @@ class Protocol(NamedTuple):
         for number, concept in enumerate(concepts):
             if concept.class_prompt:
                 classes.setdefault(concept.class_prompt, number)
-        asked: dict[str, tuple[Literal["instance", "class", "unrelated"], int, str]] = {}
+        kinds: dict[str, tuple[Kind, int, str]] = {}
         for given in self.prompts or [concept.instance_prompt for concept in concepts]:
-            stated = given if isinstance(given, StatedPrompt) else None
-            prompt = str(given) if stated is None else stated.prompt
+            prompt = given.prompt if isinstance(given, StatedPrompt) else given
             if prompt not in classes:
                 number = concept_of(prompt, concepts)
-                text = without(concepts[number].identifier, prompt) if stated is None else stated.text
-                asked[prompt] = ("instance", number, text)
-        asked |= {prompt: ("class", number, prompt) for prompt, number in classes.items()}
-        asked |= {prompt: ("unrelated", 0, prompt) for prompt in self.unrelated_prompts if prompt not in asked}
+                identifier = concepts[number].identifier
+                text = given.text if isinstance(given, StatedPrompt) else strip_identifier(prompt, identifier)
+                kinds[prompt] = ("instance", number, text)
+        kinds |= {prompt: ("class", number, prompt) for prompt, number in classes.items()}
+        kinds |= {prompt: ("unrelated", 0, prompt) for prompt in self.unrelated_prompts if prompt not in kinds}
         return [
-            Probe(kind, number, text, Request(prompt, seed, *self.settings))
-            for prompt, (kind, number, text) in asked.items()
+            Probe(kind, number, text, Request(prompt, seed, self.settings))
+            for prompt, (kind, number, text) in kinds.items()
             for seed in self.seeds
         ]
 
 
 def instances_with_texts(concepts: Sequence[Concept]) -> list[tuple[Concept, list[tuple[TrainingImage, str]]]]:
-    """The instance images of each concept, each with what it shows in words that an encoder knows."""
-    sets = [(concept, instance_images(concept)[0]) for concept in concepts]
-    return [(concept, [(each, without(concept.identifier, each.prompt)) for each in own]) for concept, own in sets]
+    """The instance images of each concept, each with its prompt in words that an encoder knows."""
+    return [
+        (
+            concept,
+            [(image, strip_identifier(image.prompt, concept.identifier)) for image in instance_images(concept)[0]],
+        )
+        for concept in concepts
+    ]
 
 
 def concept_of(prompt: str, concepts: Sequence[Concept]) -> int:
-    """Which concept a prompt shows: whose instance prompt it is, else the first whose identifier it holds.
+    """Which concept a prompt shows: the one whose instance prompt it is, else the first whose identifier it holds.
 
     Raises:
-        InputError: if it shows none; a single concept without an identifier is shown by every prompt.
+        InputError: if it shows none. A single concept without an identifier is shown by every prompt.
     """
-    own = [number for number, concept in enumerate(concepts) if concept.instance_prompt == prompt]
-    words = [(number, concept.identifier) for number, concept in enumerate(concepts) if concept.identifier]
-    held = own + [number for number, word in words if _word(word).search(prompt)]
-    if held or (len(concepts) == 1 and not words):
-        return held[0] if held else 0
+    shown = [number for number, concept in enumerate(concepts) if concept.instance_prompt == prompt]
+    identifiers = [(number, concept.identifier) for number, concept in enumerate(concepts) if concept.identifier]
+    shown += [number for number, identifier in identifiers if _word(identifier).search(prompt)]
+    if shown or (len(concepts) == 1 and not identifiers):
+        return shown[0] if shown else 0
     raise InputError(
         f"the prompt {prompt!r} holds no concept's identifier; give data.identifier, or move it to "
         "fidelity.unrelated_prompts"
@@ -111,16 +110,11 @@ def _word(identifier: str) -> re.Pattern[str]:
     return re.compile(rf"(?<!\w){re.escape(identifier)}(?!\w)")
 
 
-def without(identifier: str | None, prompt: str) -> str:
-    """The prompt in words an encoder knows: without the identifier or the phrase `in the style of <identifier>`."""
+def strip_identifier(prompt: str, identifier: str | None) -> str:
+    """The prompt in words that an encoder knows: without the identifier or `in the style of <identifier>`."""
     if not identifier:
         return prompt
     word = _word(identifier).pattern
     prompt = re.sub(rf"[\s,]*\b(?i:in the style of) {word}", "", prompt)
     prompt = re.sub(rf"{word}\s*", "", prompt)
     return " ".join(prompt.split()).strip(" ,")
-
-
-def unet_evaluations(request: Request) -> int:
-    """How often the UNet runs for an image: guidance asks it twice a step."""
-    return request.steps * (2 if request.guidance_scale > 1 else 1)

@@ -1,1 +1,1 @@
-"""Models as they lie on disk and in memory."""
+"""Families of models: their parts in memory and their files on disk."""

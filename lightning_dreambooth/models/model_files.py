@@ -1,7 +1,9 @@
-"""Where a model's files lie, whether they are all there, and what their configs say, before any weight is loaded."""
+"""The files of a model: where they lie, whether all are there, and what their configs say, before they are loaded."""
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -15,7 +17,18 @@ from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.files import sha256
 
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+TRAINABLE = ("unet", "text_encoder")
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+
+
+@contextmanager
+def readable_model(folder: Path) -> Iterator[None]:
+    """Turns whatever the libraries raise for broken or hostile files into an InputError."""
+    try:
+        yield
+    except Exception as error:  # it can be anything
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{folder} cannot be loaded as a model ({reason}); download it again") from error
 
 
 def weights_file(part: str, variant: str | None) -> str:
@@ -24,10 +37,10 @@ def weights_file(part: str, variant: str | None) -> str:
 
 
 def locate(pretrained: str, revision: str | None = None, variant: str | None = None) -> Path:
-    """A hub id or folder => the local folder with all five parts; downloads safetensors and plain text only.
+    """A hub id or folder => the local folder with all five parts. Downloads only safetensors and plain text.
 
     Raises:
-        InputError: if it is neither, or a part is missing.
+        InputError: if it is neither of them, or a part is missing.
     """
     folder = Path(pretrained)
     if not folder.is_dir():
@@ -35,10 +48,10 @@ def locate(pretrained: str, revision: str | None = None, variant: str | None = N
         folder = _download(pretrained, revision, ["model_index.json", "*/*.json", "*/merges.txt", *weights])
     wanted = ["tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json"]
     wanted += [f"{part}/{name}" for part in WEIGHTS for name in ("config.json", weights_file(part, variant))]
-    _complete(folder, wanted, pretrained)
-    kind = read_config(folder / wanted[1]).get("prediction_type", "epsilon")
-    if kind not in PREDICTION_TYPES:
-        raise InputError(f"{pretrained} predicts {kind!r}; can be trained: {', '.join(PREDICTION_TYPES)}")
+    _check_complete(folder, wanted, pretrained)
+    prediction_type = read_config(folder / wanted[1]).get("prediction_type", "epsilon")
+    if prediction_type not in PREDICTION_TYPES:
+        raise InputError(f"{pretrained} predicts {prediction_type!r}; supported are {', '.join(PREDICTION_TYPES)}")
     return folder
 
 
@@ -49,7 +62,7 @@ def locate_vae(vae: str) -> Path:
         folder = _download(vae, None, ["config.json", weights_file("vae", None)])
     if (folder / "vae").is_dir():
         folder = folder / "vae"
-    return _complete(folder, ["config.json", weights_file("vae", None)], vae)
+    return _check_complete(folder, ["config.json", weights_file("vae", None)], vae)
 
 
 def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
@@ -57,13 +70,13 @@ def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{name} is neither a folder here nor a model that the hub gives: {reason}") from error
+        raise InputError(f"{name} is neither a local folder nor a model that the hub provides: {reason}") from error
 
 
-def _complete(folder: Path, wanted: list[str], name: str) -> Path:
+def _check_complete(folder: Path, wanted: list[str], name: str) -> Path:
     missing = [file for file in wanted if not (folder / file).is_file()]
     if missing:
-        raise InputError(f"{name} lacks {', '.join(missing)}; a diffusers folder with safetensors weights is needed")
+        raise InputError(f"{name} misses {', '.join(missing)}; a diffusers folder with safetensors weights is needed")
     for file in wanted:
         if file.endswith(".json"):
             read_config(folder / file)
@@ -73,15 +86,15 @@ def _complete(folder: Path, wanted: list[str], name: str) -> Path:
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """A part's config.
+    """A config file => its entries.
 
     Raises:
-        InputError: if it is none.
+        InputError: if it does not hold a JSON object.
     """
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{file} is no JSON object ({error}); get the model again") from error
+        raise InputError(f"{file} is not a JSON object ({error}); download the model again") from error
 
 
 def _check_weights(file: Path) -> None:
@@ -89,7 +102,7 @@ def _check_weights(file: Path) -> None:
         with safe_open(file, framework="pt"):  # reads the header and compares it with the file's length
             pass
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{file} cannot be read as safetensors ({error}); get the model again") from error
+        raise InputError(f"{file} cannot be read as safetensors ({error}); download the model again") from error
 
 
 def _count(file: Path) -> int:
@@ -98,7 +111,7 @@ def _count(file: Path) -> int:
 
 
 class ModelFiles:
-    """Where the files of a model lie, found or downloaded when first asked for.
+    """The files of a model, found or downloaded when they are first needed.
 
     Args:
         pretrained: Hub id or folder of the model, in diffusers' layout.
@@ -107,7 +120,9 @@ class ModelFiles:
         variant: Weight variant such as fp16.
     """
 
-    def __init__(self, pretrained: str, vae: str | None, revision: str | None, variant: str | None) -> None:
+    def __init__(
+        self, pretrained: str, vae: str | None = None, revision: str | None = None, variant: str | None = None
+    ) -> None:
         self.pretrained = pretrained
         self.vae = vae
         self.revision = revision
@@ -120,48 +135,53 @@ class ModelFiles:
 
     @cached_property
     def vae_folder(self) -> Path:
-        """Local folder of the VAE that encodes and decodes."""
+        """Local folder of the VAE."""
         return self.folder / "vae" if self.vae is None else locate_vae(self.vae)
 
     @property
+    def vae_variant(self) -> str | None:
+        """Weight variant of the VAE; a VAE of its own has none."""
+        return self.variant if self.vae is None else None
+
+    @property
     def _vae_file(self) -> Path:
-        return self.vae_folder / weights_file("vae", self.variant if self.vae is None else None)
+        return self.vae_folder / weights_file("vae", self.vae_variant)
 
     @cached_property
     def vae_factor(self) -> int:
-        """How many pixels of a side one latent stands for."""
+        """Pixels per latent along one side of an image."""
         return int(2 ** (len(self._value("vae", "block_out_channels", list)) - 1))
 
     @cached_property
     def native_resolution_px(self) -> int:
-        """Side of the images that the model was made for."""
+        """Side of the images that the model was made for, in px."""
         return int(self._value("unet", "sample_size", int)) * self.vae_factor
 
     def _value(self, part: str, key: str, kind: type) -> Any:
         file = (self.vae_folder if part == "vae" else self.folder / part) / "config.json"
         value = read_config(file).get(key)
         if not isinstance(value, kind) or not value:
-            raise InputError(f"{file}: {key} is {value!r}, must be of type {kind.__name__}; get the model again")
+            raise InputError(f"{file}: {key} is {value!r}, must be of type {kind.__name__}; download the model again")
         return value
 
     @property
     def fingerprint(self) -> str:
-        """Names the original weights, which draw the class images and which a state goes on from."""
-        parts = [self.folder / part / weights_file(part, self.variant) for part in ("unet", "text_encoder")]
+        """Identifies the base weights, 16 hex digits: class images and states record it."""
+        parts = [self.folder / part / weights_file(part, self.variant) for part in TRAINABLE]
         return fingerprint(*parts, self._vae_file)
 
     @property
     def parameters(self) -> int:
-        """How many numbers the weights are."""
-        parts = [self.folder / part / weights_file(part, self.variant) for part in ("unet", "text_encoder")]
+        """Number of parameters of UNet, text encoder and VAE."""
+        parts = [self.folder / part / weights_file(part, self.variant) for part in TRAINABLE]
         return sum(map(_count, [*parts, self._vae_file]))
 
     @property
     def vae_fingerprint(self) -> str:
-        """Names the VAE with its scaling factor."""
+        """Identifies the VAE with its config, 16 hex digits."""
         return fingerprint(self._vae_file, self.vae_folder / "config.json")
 
 
 def fingerprint(*files: Path) -> str:
-    """SHA-256 of weight files, 16 hex digits: the same weights give the same word wherever they lie."""
+    """SHA-256 of files, 16 hex digits: equal files have the same fingerprint wherever they lie."""
     return hashlib.sha256(b"".join(bytes.fromhex(sha256(file)) for file in files)).hexdigest()[:16]

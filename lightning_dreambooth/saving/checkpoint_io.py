@@ -1,4 +1,4 @@
-"""How a state is written and read: whole or not at all, and nothing in it is run."""
+"""How a state is written and read: completely or not at all, and no code in it is run."""
 
 import zipfile
 from pathlib import Path
@@ -12,17 +12,19 @@ from lightning_dreambooth.files import replaced
 
 
 def is_whole(path: Path) -> bool:
-    """Whether every byte of a state is as it was written, by the checksums in it."""
+    """Whether every byte of a state is as it was written, by its checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
             stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
-            return stored and archive.testzip() is None  # what is compressed is no state, and might unpack to any size
-    except Exception:  # damage may look like anything
+            return (
+                stored and archive.testzip() is None
+            )  # ours are not compressed, and a compressed one might unpack to any size
+    except Exception:  # damaged files may raise anything
         return False
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's format, written so that a kill at any moment leaves the previous state whole."""
+    """Lightning's format, written so that a kill at any moment leaves the previous state intact."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Writes a state of tensors and plain values.
@@ -33,23 +35,23 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         with replaced(Path(path)) as beside, beside.open("wb") as file:
             try:
                 torch.save(checkpoint, file)
-            except RuntimeError as error:  # torch's archive hides what the disk has said
+            except RuntimeError as error:  # torch's archive hides the error of the disk
                 raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads a state; nothing but tensors and plain values is unpickled.
 
         Raises:
-            InputError: if it is something else.
+            InputError: if it holds anything else.
         """
         try:
             state = torch.load(path, map_location=map_location or "cpu", weights_only=True, mmap=True)
-        except Exception as error:  # what a broken or hostile file ends in is not for us to foresee
+        except Exception as error:  # a broken or hostile file may raise anything
             reason = str(error).strip().splitlines() or [repr(error)]
             raise InputError(
                 f"{path} cannot be loaded as a state of tensors and plain values ({reason[0]}); give a state that "
                 "`fit` has written"
             ) from error
         if not isinstance(state, dict):
-            raise InputError(f"{path} holds a {type(state).__name__}, which is no state that `fit` has written")
+            raise InputError(f"{path} holds a {type(state).__name__}, not a state that `fit` has written")
         return state

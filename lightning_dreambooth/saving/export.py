@@ -1,30 +1,32 @@
-"""A trained model as a diffusers folder with a card that says what it was trained on and what it is worth."""
+"""A trained model as a diffusers folder, with a card that says what it was trained on and how it was measured."""
 
 from pathlib import Path
 
 import torch
 
 from lightning_dreambooth.datamodule import DreamBoothData
-from lightning_dreambooth.evaluation.tables import Row, write_json
+from lightning_dreambooth.evaluation.history import Row
+from lightning_dreambooth.evaluation.tables import write_json
 from lightning_dreambooth.files import replaced
 from lightning_dreambooth.module import DreamBooth
 
-FIGURES = "validation.json"
+EXPORTS = "exports"
+METRICS_FILE = "validation.json"
 
 
-def export(module: DreamBooth, data: DreamBoothData, folder: Path, dtype: torch.dtype, figures: Row) -> None:
+def export(module: DreamBooth, data: DreamBoothData, folder: Path, dtype: torch.dtype, metrics: Row) -> None:
     """Writes the (averaged) weights of a run as a Stable Diffusion pipeline folder, all or nothing.
 
-    `figures` are what was measured at this step; none if nothing was.
+    `metrics` were measured at this step; empty if nothing was.
     """
     with replaced(folder) as beside, module.averaged():
         module.model.save(beside, dtype)
-        (beside / "README.md").write_text(model_card(module, data, folder, figures), encoding="utf-8")
-        if figures:
-            write_json(beside / FIGURES, figures)
+        (beside / "README.md").write_text(model_card(module, data, folder, metrics), encoding="utf-8")
+        if metrics:
+            write_json(beside / METRICS_FILE, metrics)
 
 
-def model_card(module: DreamBooth, data: DreamBoothData, folder: Path, figures: Row) -> str:
+def model_card(module: DreamBooth, data: DreamBoothData, folder: Path, metrics: Row) -> str:
     """Markdown with the front matter that model hubs read."""
     concepts = "\n".join(
         f"- `{concept.instance_prompt}`: {len(images.instances)} instance images"
@@ -32,17 +34,17 @@ def model_card(module: DreamBooth, data: DreamBoothData, folder: Path, figures: 
         for concept, images in zip(data.concepts, data.dataset.concepts, strict=True)
     )
     trained = " and ".join(name.replace("_", " ").replace("unet", "UNet") for name in module.trained)
-    prompt = data.concepts[0].instance_prompt
-    measured = "".join(f"| {name} | {value:.3f} |\n" for name, value in figures.items() if name != "step")
+    prompt, base, vae = data.concepts[0].instance_prompt, module.files.pretrained, module.files.vae
+    measured = "".join(f"| {name} | {value:.3f} |\n" for name, value in metrics.items() if name != "step")
     return f"""---
-base_model: {module.pretrained}
+base_model: {base}
 library_name: diffusers
 pipeline_tag: text-to-image
 tags: [stable-diffusion, dreambooth, lightning-dreambooth]
 ---
 # {folder.parent.parent.name}, step {module.global_step}
 
-{module.pretrained} fine-tuned with DreamBooth (arXiv:2208.12242), {trained} trained:
+{base} fine-tuned with DreamBooth (arXiv:2208.12242), {trained} trained:
 
 {concepts}
 
@@ -52,7 +54,7 @@ tags: [stable-diffusion, dreambooth, lightning-dreambooth]
 | samples per step | {data.batch_size * module.trainer.accumulate_grad_batches * module.trainer.world_size} |
 | resolution | {data.resolution_px} px |
 | prior weight | {module.prior_weight} |
-| VAE | {module.vae or "the base model's"} |
+| VAE | {vae or "the base model's"} |
 | moving average | {module.ema_decay or "none"} |
 | seed | {module.seed} |
 {measured}

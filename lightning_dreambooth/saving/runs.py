@@ -1,28 +1,30 @@
-"""Runs by name: what a run is called, and that its folder is nobody else's."""
+"""Runs by name: how a run is called, where it writes, and that no other run writes there."""
 
 import itertools
 import os
 from pathlib import Path
 
+from pytorch_lightning import Trainer
 from pytorch_lightning.utilities import rank_zero_only
 
 from lightning_dreambooth.errors import InputError
 
 RUNS = Path("runs")
+CACHE = RUNS / ".cache"  # what runs share
 
 
 def default_name(configs: list[Path]) -> str:
-    """The last config's name; that of its folder if it is the `config.yaml` of a run."""
+    """The name of the last config, or of its folder if it is the `config.yaml` of a run."""
     if not configs:
         return "dreambooth"
     return configs[-1].resolve().parent.name if configs[-1].name == "config.yaml" else configs[-1].stem
 
 
 def run_folder(name: str | None, default: str, resumed: Path | None) -> Path:
-    """Where a run writes: where the resumed state lies, in a folder of the given name, or of a free one.
+    """Where a run writes: the folder of the resumed state, of the given name, or a free one of the default name.
 
     Raises:
-        InputError: if the given name is taken by another run.
+        InputError: if another run has the given name.
     """
     if resumed:
         run = resumed.resolve().parent.parent
@@ -33,15 +35,15 @@ def run_folder(name: str | None, default: str, resumed: Path | None) -> Path:
         return next(folder for folder in free if create_exclusively(folder))
     if not create_exclusively(RUNS / name):
         raise InputError(
-            f"{RUNS / name} is taken by another run; choose another name, or add --ckpt_path last to go on from its "
+            f"{RUNS / name} belongs to another run; choose another name, or add --ckpt_path last to resume from its "
             "newest state"
         )
     return RUNS / name
 
 
 def create_exclusively(folder: Path) -> bool:
-    """Whether a new run has got a folder: its first process makes it, which only one can; the others find it empty."""
-    if not is_first():
+    """Whether a new run gets a folder: only its first process can create it; the others then find it empty."""
+    if not is_first_process():
         return not folder.exists() or not any(folder.iterdir())
     try:
         folder.mkdir(parents=True)
@@ -50,7 +52,17 @@ def create_exclusively(folder: Path) -> bool:
     return True
 
 
-def is_first() -> bool:
-    """Whether this is the first of a run's processes, as their launcher says before they have met."""
+def is_first_process() -> bool:
+    """Whether this is the first process of a run, by what its launcher says before the processes have met."""
     node = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", 0)))
     return node == 0 and getattr(rank_zero_only, "rank", 0) == 0
+
+
+def output_folder(trainer: Trainer) -> Path:
+    """Where everything of a run lies: `runs/<name>`."""
+    return Path(trainer.default_root_dir)
+
+
+def step_name(step: int) -> str:
+    """The name of what belongs to an optimizer step, such as `step-000400`."""
+    return f"step-{step:06d}"

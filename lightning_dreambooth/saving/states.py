@@ -1,4 +1,4 @@
-"""The states of a run: where they lie, which of them is gone on from, which stay."""
+"""The states of a run: where they lie, which one is resumed, and what a state must hold."""
 
 import re
 import shutil
@@ -8,10 +8,10 @@ from typing import Any
 
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.saving.checkpoint_io import AtomicCheckpointIO, is_whole
-from lightning_dreambooth.saving.runs import RUNS
+from lightning_dreambooth.saving.runs import RUNS, step_name
 
 STATES = "states"
-HOOKS = ("_instantiator", "_class_path")  # by which Lightning lets a state name code that is run (CVE-2026-58659)
+HOOKS = ("_instantiator", "_class_path")  # through these Lightning runs code that a state names (CVE-2026-58659)
 PARTS = {
     "global_step": int, "state_dict": dict, "optimizer_states": list, "lr_schedulers": list, "loops": dict,
     "DreamBoothData": dict,
@@ -20,11 +20,11 @@ PARTS = {
 
 def state_path(run: Path, step: int) -> Path:
     """Where a run's state of an optimizer step lies."""
-    return run / STATES / f"step-{step:06d}.ckpt"
+    return run / STATES / f"{step_name(step)}.ckpt"
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """States or exports, by when they were written: who goes back to an early one goes on from there."""
+    """States or exports by the time they were written: after going back to an early one, the next is newer."""
     return sorted(folder.glob("step-*"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
 
 
@@ -38,20 +38,20 @@ def remove(paths: list[Path]) -> None:
 
 
 def find_state(ckpt_path: str | None, name: str | None, default: str) -> Path | None:
-    """`--ckpt_path` => the state it means; `last` is the newest whole one, None if none was saved yet.
+    """`--ckpt_path` => the state it means; `last` is the newest undamaged one, None if none was saved yet.
 
-    It is that of the run of the given name, or of all runs that took the default name, `-2` and so on included.
+    `last` searches the run of the given name, else all runs of the default name, `-2` and so on included.
 
     Raises:
-        InputError: if there is no such file, or none is whole.
+        InputError: if there is no such file, or all are damaged.
     """
     if ckpt_path is None:
         return None
     if ckpt_path != "last":
         if not Path(ckpt_path).is_file():
-            raise InputError(f"ckpt_path {ckpt_path} is not a file here; give a state that `fit` wrote, or 'last'")
+            raise InputError(f"ckpt_path {ckpt_path} is not a local file; give a state that `fit` wrote, or 'last'")
         if not is_whole(Path(ckpt_path)):
-            raise InputError(f"{ckpt_path} is damaged or no state; give another one that `fit` has written")
+            raise InputError(f"{ckpt_path} is damaged or not a state; give another one that `fit` has written")
         return Path(ckpt_path)
     defaulted = re.compile(rf"{re.escape(default)}(-\d+)?")
     runs = [RUNS / name] if name else [run for run in RUNS.glob("*") if defaulted.fullmatch(run.name)]
@@ -62,12 +62,12 @@ def find_state(ckpt_path: str | None, name: str | None, default: str) -> Path | 
             return state
         print(f"skipped {state}: it is damaged", file=sys.stderr)
     if states:
-        raise InputError(f"no state of {RUNS / (name or default)} is whole; begin anew under another name")
+        raise InputError(f"no state of {RUNS / (name or default)} is undamaged; begin again under another name")
     return None
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Reads a state without the content of its tensors, and refuses what is none.
+    """Reads a state without the content of its tensors, and refuses what is not a state.
 
     Raises:
         InputError: if it holds more than tensors and plain values, or names code to run.
@@ -78,7 +78,7 @@ def read_state(path: Path) -> dict[str, Any]:
             raise InputError(f"{path} has no {name}; give a state that `fit` has written")
     for name in ("step", "samples"):
         if not isinstance(state["DreamBoothData"].get(name), int):
-            raise InputError(f"{path} does not say how far its data was seen; give a state that `fit` has written")
+            raise InputError(f"{path} does not say how many samples it has seen; give a state that `fit` has written")
     for key, value in state.items():
         for hook in HOOKS:
             if isinstance(value, dict) and hook in value:

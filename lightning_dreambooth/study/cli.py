@@ -3,43 +3,41 @@
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
 from lightning_dreambooth.callbacks.signals import GracefulStop
-from lightning_dreambooth.cli.commands import DreamBoothCLI
+from lightning_dreambooth.cli.job import Job
 from lightning_dreambooth.cli.main import PROG, build_job, exit_on_error
 from lightning_dreambooth.data.checks import check_lengths
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.evaluation.dreambench import read_subject
 from lightning_dreambooth.files import check_room
 from lightning_dreambooth.saving.runs import RUNS
-from lightning_dreambooth.study.cost import room_for_fit, seconds_each, what_is_timed
-from lightning_dreambooth.study.drawing import RenderSettings
+from lightning_dreambooth.study.cost import decides_time, room_for_fit, seconds_each
 from lightning_dreambooth.study.executors import locally, on_ray
 from lightning_dreambooth.study.fits import finished, fit_of
-from lightning_dreambooth.study.measuring import measures_with, text_of
+from lightning_dreambooth.study.measuring import measurable, text_of
 from lightning_dreambooth.study.page import write_page
 from lightning_dreambooth.study.reading import Study, read_study
 from lightning_dreambooth.study.results import gather, write_tables
-from lightning_dreambooth.study.tasks import Task, cost_of, plan, requests_of
+from lightning_dreambooth.study.tasks import RenderSettings, Task, plan, requests_of
 
 
-def main(words: list[str] | None = None) -> None:
-    """Runs a study, goes on with it, or tells what it would take."""
+def main(argv: list[str] | None = None) -> None:
+    """Runs a study, resumes it, or says what it would take."""
     parser = ArgumentParser(
         prog=f"{PROG} study", exit_on_error=False,
         description="Fits every variant of a study, draws and measures its figures, and writes one report. A study "
-        "that was stopped goes on; what is done is not done again, what was changed is.",
+        "that was stopped is resumed; what is done is not done again, what has changed is.",
     )  # fmt: skip
     parser.add_argument("file", type=str, help="the study, such as configs/studies/webtoon.yaml")
-    parser.add_argument("--dry_run", action="store_true", help="say what is to be done and how long it takes here")
-    parser.add_argument("--executor", choices=["local", "ray"], default="local", help="where its parts are done")
-    parser.add_argument("--address", type=str | None, default=None, help="of a Ray cluster; null begins one here")
+    parser.add_argument("--dry_run", action="store_true", help="say what would be done and how long it takes here")
+    parser.add_argument("--executor", choices=["local", "ray"], default="local", help="where its tasks are done")
+    parser.add_argument("--address", type=str | None, default=None, help="of a Ray cluster; null starts one here")
     with exit_on_error(GracefulStop()):
-        given = parser.parse_args(words)
+        given = parser.parse_args(argv)
         run_study(Path(given.file), given.dry_run, given.executor, given.address)
 
 
@@ -50,29 +48,26 @@ def run_study(file: Path, dry_run: bool = False, executor: str = "local", addres
         InputError: if it cannot be done; nothing has been trained then.
     """
     study = read_study(file)
-    folder = RUNS / study.name
-    first = study.spec.seeds[0]
-    jobs = {
-        name: build_variant(study, name, first) for name in tqdm(study.variants, "looking at variants", leave=False)
-    }
-    share_encoders(list(jobs.values()))
-    brushes = {name: brush_of(study, job, folder) for name, job in jobs.items()}
-    pairs = [(variant, seed) for seed in study.spec.seeds for variant in study.variants.values()]
+    folder, seeds = RUNS / study.name, study.spec.seeds
+    names = tqdm(study.variants, "checking variants", leave=False)
+    jobs = {name: build_variant(study, name, seeds[0]) for name in names}
+    settings = {name: render_settings(study, job, folder) for name, job in jobs.items()}
+    pairs = [(variant, seed) for seed in seeds for variant in study.variants.values()]
     fits = [fit_of(study.name, variant, seed, jobs[variant.name]) for variant, seed in pairs]
-    parts = plan(study, jobs, fits, brushes)
-    left = waiting(parts)
-    print(f"{study.name}: {len(fits)} fits, {len(parts)} parts, of which {len(parts) - len(left)} are done")
+    tasks = plan(study, jobs, fits, settings)
+    left = waiting(tasks)
+    print(f"{study.name}: {len(fits)} fits, {len(tasks)} tasks, of which {len(tasks) - len(left)} are done")
     check_room(folder, sum(room_for_fit(jobs[fit.variant]) for fit in fits if not finished(fit.folder)))
     if dry_run:
-        print(forecast(study, left, jobs, brushes))
+        print(forecast(study, left, jobs, settings))
         return
     began = time.monotonic()
     do(left, executor, study.spec.resources, address)
-    results = gather(study, jobs, fits, brushes)
+    results = gather(study, jobs, fits, settings)
     tables = write_tables(study, results, folder / "tables")
     write_page(study, results, jobs, tables, folder / "report.html")
-    for each in results.verdicts:
-        print(f"{each.said}: {each.finding.claim}")
+    for verdict in results.verdicts:
+        print(f"{verdict.verdict}: {verdict.hypothesis.claim}")
     minutes = (time.monotonic() - began) / 60
     print(
         f"{study.name}: {len(fits)} fits, {len(study.figures)} figures, {len(results.images)} images measured in "
@@ -80,105 +75,96 @@ def run_study(file: Path, dry_run: bool = False, executor: str = "local", addres
     )
 
 
-def build_variant(study: Study, variant: str, seed: int) -> DreamBoothCLI:
-    """A variant as `fit` sees it before it begins.
+def build_variant(study: Study, variant: str, seed: int) -> Job:
+    """The job of a variant, checked and not begun.
 
     Raises:
         InputError: if it cannot be fitted, or what it draws cannot be measured.
     """
     try:
-        job = build_job(study.variants[variant].words(seed))
-        check_images(study, variant, job)
+        job = build_job(study.variants[variant].argv(seed))
+        check_figures(study, variant, job)
     except InputError as error:
         raise InputError(f"variant {variant}: {error}") from error
     return job
 
 
-def share_encoders(jobs: Sequence[DreamBoothCLI]) -> None:
-    """Keeps each encoder once, however many variants name it."""
-    kept: dict[tuple[object, ...], Any] = {}
-    for job in jobs:
-        for role in ("clip", "dino"):
-            encoder = getattr(job.fidelity, role)
-            if encoder is not None:
-                setattr(job.fidelity, role, kept.setdefault((role, encoder.source, encoder.name), encoder))
-
-
-def brush_of(study: Study, job: DreamBoothCLI, folder: Path) -> RenderSettings:
+def render_settings(study: Study, job: Job, folder: Path) -> RenderSettings:
     """How the images of a variant are drawn."""
-    accelerator = str(job.config["fit"].trainer.accelerator)
-    drawn = (study.spec.sampling.batch_size, str(folder / "images"))
-    return RenderSettings(job.datamodule.resolution_px, str(job.trainer.precision), accelerator, *drawn)
+    accelerator, precision = str(job.config["trainer"]["accelerator"]), str(job.trainer.precision)
+    batch_size = study.spec.sampling.batch_size
+    return RenderSettings(job.data.resolution_px, precision, accelerator, batch_size, str(folder / "images"))
 
 
-def check_images(study: Study, variant: str, job: DreamBoothCLI) -> None:
-    """Looks at what a variant draws before anything is trained.
+def check_figures(study: Study, variant: str, job: Job) -> None:
+    """Checks what a variant draws before anything is trained.
 
     Raises:
         InputError: if it cannot be measured.
     """
-    data, fidelity = job.datamodule, job.fidelity
-    requests = requests_of(study, variant)
-    check_lengths([text for each in requests for text in (each.prompt, each.negative_prompt)], data.tokenizer)
+    encoders, quality = job.callbacks.fidelity.encoders, study.spec.quality
+    prompts = [(request.prompt, request.settings.negative_prompt) for request in requests_of(study, variant)]
+    check_lengths([prompt for pair in prompts for prompt in pair], job.data.tokenizer)
     rows = [row for figure in study.figures.values() for row in figure.rows if row.variant == variant]
-    if not (fidelity.clip or fidelity.dino) and (rows or study.spec.dreambench):
+    if not encoders.by_role and (rows or study.spec.dreambench):
         raise InputError("nothing measures its images: give fidelity.clip_model or fidelity.dino")
-    measured = measures_with(fidelity.clip, fidelity.dino, study.spec.quality)
-    for finding in study.spec.findings:
-        if finding.measure not in measured:
-            raise InputError(f"the finding {finding.claim!r} is of {finding.measure}, which no encoder here measures")
-    if fidelity.clip is not None:
-        quality = study.spec.quality
-        texts = [text_of(row, data) for row in rows] + ([quality.good, quality.bad] if quality else [])
+    measured = measurable(encoders, quality)
+    for hypothesis in study.spec.findings:
+        if hypothesis.measure not in measured:
+            raise InputError(f"the finding {hypothesis.claim!r} is of {hypothesis.measure}, which no encoder measures")
+    if encoders.clip is not None:
+        texts = [text_of(row, job.data) for row in rows] + ([quality.good, quality.bad] if quality else [])
         if study.spec.dreambench is not None:
             subject = read_subject(Path(study.spec.dreambench.folder), variant)
             texts += [prompt.format("", subject.class_name) for prompt in subject.prompts]
-        fidelity.clip.check_texts(texts)
+        encoders.clip.check_texts(texts)
 
 
-def waiting(parts: Sequence[Task]) -> list[Task]:
-    """The parts that are not done, each still after those that it needs."""
-    left = [place for place, part in enumerate(parts) if not part.is_done()]
+def waiting(tasks: Sequence[Task]) -> list[Task]:
+    """The tasks that are not done, each still after those that it needs."""
+    left = [place for place, task in enumerate(tasks) if not task.is_done()]
     new = {place: number for number, place in enumerate(left)}
-    needs = [tuple(new[need] for need in parts[place].needs if need in new) for place in left]
-    return [parts[place]._replace(needs=each) for place, each in zip(left, needs, strict=True)]
+    needs = [tuple(new[need] for need in tasks[place].needs if need in new) for place in left]
+    return [tasks[place]._replace(needs=own) for place, own in zip(left, needs, strict=True)]
 
 
-def do(parts: Sequence[Task], executor: str, resources: Mapping[str, float], address: str | None) -> None:
-    """Does all parts, and says how far that is."""
-    began, done = time.monotonic(), [0, 0]
-    total = sum(cost_of(part) for part in parts)
+def do(tasks: Sequence[Task], executor: str, resources: Mapping[str, float], address: str | None) -> None:
+    """Does all tasks, and reports the progress."""
+    began = time.monotonic()
+    total, done = sum(task.cost.total for task in tasks), {"tasks": 0, "cost": 0}
 
-    def say(place: int, what: str) -> None:
+    def report(place: int, prefix: str) -> None:
         minutes = (time.monotonic() - began) / 60
-        ahead = f", about {minutes * (total - done[1]) / done[1]:.0f} min to go" if done[1] else ""
-        print(f"[{done[0]}/{len(parts)} done, {minutes:.0f} min so far{ahead}] {what}{parts[place].title}", flush=True)
+        left = f", about {minutes * (total - done['cost']) / done['cost']:.0f} min to go" if done["cost"] else ""
+        progress = f"{done['tasks']}/{len(tasks)} done, {minutes:.0f} min so far{left}"
+        print(f"[{progress}] {prefix}{tasks[place].title}", flush=True)
 
     def ended(place: int) -> None:
-        done[0], done[1] = done[0] + 1, done[1] + cost_of(parts[place])
+        done["tasks"] += 1
+        done["cost"] += tasks[place].cost.total
         if executor == "ray":
-            say(place, "done: ")
+            report(place, "done: ")
 
     if executor == "ray":
-        on_ray(parts, ended, resources, address)
+        on_ray(tasks, ended, resources, address)
     else:
-        locally(parts, lambda place: say(place, ""), ended)
+        locally(tasks, lambda place: report(place, ""), ended)
 
 
 def forecast(
-    study: Study, parts: Sequence[Task], jobs: Mapping[str, DreamBoothCLI], brushes: Mapping[str, RenderSettings]
+    study: Study, tasks: Sequence[Task], jobs: Mapping[str, Job], settings: Mapping[str, RenderSettings]
 ) -> str:
     """What is left to do, and the time it takes here, from a few timed steps of each variant."""
-    each: dict[tuple[object, ...], tuple[float, float]] = {}
-    lines = []
-    for part in tqdm(parts, "timing steps", leave=False):
-        job, batch_size = jobs[part.variant], brushes[part.variant].batch_size
-        alike = (*what_is_timed(job), batch_size)
-        if alike not in each:
-            each[alike] = seconds_each(job, batch_size)
-        training, drawing = each[alike]
-        seconds = part.steps * training + part.evaluations * drawing
-        lines.append((f"  {part.title}: {part.steps} steps, {part.evaluations} UNet evaluations", seconds))
-    whole = sum(seconds for _, seconds in lines)
-    concept_images = [f"{line}, about {seconds / 60:.1f} min" for line, seconds in lines]
-    return "\n".join([*concept_images, f"{study.name}: about {whole / 60:.0f} min in all"])
+    timed: dict[tuple[object, ...], tuple[float, float]] = {}
+    lines, whole = [], 0.0
+    for task in tqdm(tasks, "timing steps", leave=False):
+        job, batch_size = jobs[task.variant], settings[task.variant].batch_size
+        key = (*decides_time(job), batch_size)
+        if key not in timed:
+            timed[key] = seconds_each(job, batch_size)
+        training, drawing = timed[key]
+        cost, seconds = task.cost, task.cost.steps * training + task.cost.evaluations * drawing
+        whole += seconds
+        amount = f"{cost.steps} steps, {cost.evaluations} UNet evaluations"
+        lines.append(f"  {task.title}: {amount}, about {seconds / 60:.1f} min")
+    return "\n".join([*lines, f"{study.name}: about {whole / 60:.0f} min in all"])

@@ -1,97 +1,116 @@
-"""What a study costs: training steps and UNet evaluations, and how long those take here."""
+"""What a study costs: training steps and UNet evaluations, and how long those take on this machine."""
 
 import time
 from collections.abc import Callable
 from itertools import count
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_dreambooth.cli.commands import DreamBoothCLI
-from lightning_dreambooth.data.dataset import Batch
-from lightning_dreambooth.diffusion.sampling import Request, sample
-from lightning_dreambooth.evaluation.prompts import unet_evaluations
-from lightning_dreambooth.models.stable_diffusion import tokenize
+from lightning_dreambooth.cli.job import Job
+from lightning_dreambooth.data.dataset import HALVES, Batch, Moments, TokenIds
+from lightning_dreambooth.diffusion.cost import TRAINING_ROW, unet_evaluations
+from lightning_dreambooth.diffusion.requests import Request, SamplingSettings
+from lightning_dreambooth.diffusion.sampling import sample
 
 REPEATS = 3  # after a first one, which also sets things up
 
 
-def cost_of_fit(job: DreamBoothCLI) -> tuple[int, int, int]:
-    """A fit => optimizer steps, rows trained in each, and UNet evaluations of its measurements and sample grids."""
-    steps, fidelity, samples, data = job.trainer.max_steps, job.fidelity, job.samples, job.datamodule
-    measured = sum(unet_evaluations(probe.request) for probe in data.probes) * -(-steps // fidelity.every_n_steps)
-    prompts = samples.prompts or [
-        prompt for each in data.concepts for prompt in (each.instance_prompt, each.class_prompt) if prompt
-    ]
-    grid = sum(map(unet_evaluations, samples.requests(prompts)))
-    rows = data.batch_size * (1 + data.with_prior) * job.trainer.accumulate_grad_batches
-    return steps, rows, measured + grid * (1 + -(-steps // samples.every_n_steps))
+class Cost(NamedTuple):
+    """What a task takes.
+
+    Attributes:
+        steps: Optimizer steps.
+        rows: Rows that are trained in each.
+        evaluations: UNet evaluations besides.
+    """
+
+    steps: int = 0
+    rows: int = 0
+    evaluations: int = 0
+
+    @property
+    def total(self) -> int:
+        """Everything in UNet evaluations."""
+        return self.steps * self.rows * TRAINING_ROW + self.evaluations
 
 
-def cost_of_test(job: DreamBoothCLI, prompts: int) -> int:
-    """UNet evaluations of the paper's protocol for one subject."""
-    benchmark = job.benchmark
-    return prompts * len(benchmark.seeds) * unet_evaluations(Request("", 0, *benchmark.settings))
+def cost_of_fit(job: Job) -> Cost:
+    """A fit with its measurements and sample grids."""
+    steps, samples, fidelity = job.trainer.max_steps, job.callbacks.samples, job.callbacks.fidelity
+    probes = fidelity.measurement.probes if fidelity.measurement else []
+    measured = unet_evaluations(probe.request for probe in probes) * -(-steps // fidelity.every_n_steps)
+    grids = unet_evaluations(samples.requests(job.data.concepts)) * (1 + -(-steps // samples.every_n_steps))
+    return Cost(steps, _rows(job) * job.trainer.accumulate_grad_batches, measured + grids)
 
 
-def room_for_fit(job: DreamBoothCLI) -> int:
-    """Bytes on disk that a fit leaves: its exports. The states that it needs meanwhile go when it is done."""
-    keep = job.keep
-    return (keep.keep_exports + keep.keep_best) * job.datamodule.files.parameters * keep.dtype.itemsize
+def _rows(job: Job) -> int:
+    """Rows of a micro-batch."""
+    return job.data.batch_size * job.data.rows_per_sample
 
 
-def what_is_timed(job: DreamBoothCLI) -> tuple[object, ...]:
-    """What a step's time depends on, so that variants that are alike are timed once."""
-    data, module, trainer = job.datamodule, job.model, job.trainer
-    rows = (data.batch_size, data.with_prior, trainer.accumulate_grad_batches, module.gradient_checkpointing)
+def room_for_fit(job: Job) -> int:
+    """Bytes on disk that a finished fit leaves: its exports, since a study removes its states."""
+    checkpointing = job.callbacks.checkpointing
+    exports = checkpointing.keep_exports + checkpointing.keep_best
+    return exports * job.data.files.parameters * checkpointing.dtype.itemsize
+
+
+def decides_time(job: Job) -> tuple[object, ...]:
+    """What a step's time depends on, so that equal variants are timed once."""
+    data, module, trainer = job.data, job.module, job.trainer
+    rows = (_rows(job), trainer.accumulate_grad_batches, module.gradient_checkpointing)
     return data.files.pretrained, data.resolution_px, str(trainer.precision), module.train_text_encoder, *rows
 
 
-def seconds_each(job: DreamBoothCLI, batch_size: int) -> tuple[float, float]:
+def seconds_each(job: Job, batch_size: int) -> tuple[float, float]:
     """Seconds of an optimizer step and of a UNet evaluation in a batch of images, timed on the real model."""
-    module, data, trainer = job.model, job.datamodule, job.trainer
+    module, data, trainer = job.module, job.data, job.trainer
     module.setup("fit")
     module.to(trainer.strategy.root_device)
-    model = module.model
-    requests = [Request("", seed, steps=2) for seed in range(batch_size)]
-    evaluations = sum(map(unet_evaluations, requests))
+    requests = [Request("", seed, SamplingSettings(steps=2)) for seed in range(batch_size)]
     with trainer.precision_plugin.forward_context():
-        drawing = _seconds(lambda: sample(model, requests, data.resolution_px)) / evaluations
-    rows = data.batch_size * (1 + data.with_prior)
-    texts = tokenize(data.tokenizer, [""] * rows).to(model.device)
-    if not data.train_text_encoder:
-        with torch.no_grad():
-            texts = model.embed(texts)
+        drawing = _seconds(lambda: sample(module.model, requests, data.resolution_px)) / unet_evaluations(requests)
+    training = _seconds(_training_step(job))
+    module.release()
+    return training, drawing
+
+
+def _training_step(job: Job) -> Callable[[], None]:
+    """An optimizer step of the job, on empty images."""
+    module, data, trainer, model = job.module, job.data, job.trainer, job.module.model
+    token_ids = model.tokenize([""] * _rows(job))
+    with torch.no_grad():
+        prompts = TokenIds(token_ids) if module.train_text_encoder else model.embed(token_ids)
     channels, *size = model.latent_shape(data.resolution_px)
-    images = torch.zeros(rows, 2 * channels, *size, device=model.device)
-    numbers = count()
-    optimizer = module.optimizer([weight for part in module.trained.values() for weight in part.parameters()])
+    images = Moments(torch.zeros(_rows(job), 2 * channels, *size, device=model.device))
+    halves, numbers = HALVES[: data.rows_per_sample], count()
+    optimizer = module.optimizer([weight for named in module.trained.values() for weight in named.values()])
 
     def step() -> None:
         for _ in range(trainer.accumulate_grad_batches):
-            batch = Batch([next(numbers) for _ in range(data.batch_size)], images, texts)
+            batch = Batch([next(numbers) for _ in range(data.batch_size)], halves, images, prompts)
             with trainer.precision_plugin.forward_context():
                 loss: Tensor = module.loss(batch).total
             loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    training = _seconds(step)
-    del module.model
-    return training, drawing
+    return step
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """Seconds that something takes, the mean of a few."""
+    """Mean seconds of a few repetitions."""
     work()
-    _settle()
+    _synchronize()
     began = time.perf_counter()
     for _ in range(REPEATS):
         work()
-    _settle()
+    _synchronize()
     return (time.perf_counter() - began) / REPEATS
 
 
-def _settle() -> None:
+def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -1,9 +1,10 @@
-"""Where the parts of a study are done: here, one after the other, or on a Ray cluster."""
+"""Where the tasks of a study are done: here, one after the other, or on a Ray cluster."""
 
 import logging
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -11,25 +12,25 @@ from lightning_dreambooth.callbacks.signals import SIGNALS
 from lightning_dreambooth.errors import InputError, Stopped, TrainingError
 from lightning_dreambooth.study.tasks import Task
 
-Report = Callable[[int], None]  # told the place of a part
-ENDS_SECONDS = 60  # what a cancelled part has to save and end
+Report = Callable[[int], None]  # receives the place of a task
+END_SECONDS = 60  # for a cancelled task to save and end
 
 
-def locally(parts: Sequence[Task], begins: Report, ended: Report) -> None:
-    """Does one part after the other."""
-    for place, part in enumerate(parts):
+def locally(tasks: Sequence[Task], begins: Report, ended: Report) -> None:
+    """Does one task after the other."""
+    for place, task in enumerate(tasks):
         begins(place)
-        part.do()
+        task.do()
         ended(place)
 
 
-def on_ray(parts: Sequence[Task], ended: Report, resources: Mapping[str, float], address: str | None) -> None:
-    """Does every part as a task of a Ray cluster, which repeats those whose worker dies; without an address, here.
+def on_ray(tasks: Sequence[Task], ended: Report, resources: Mapping[str, float], address: str | None) -> None:
+    """Does every task as a task of a Ray cluster, which repeats those whose worker dies; without an address, here.
 
     All machines see this folder under the same path.
 
     Raises:
-        InputError: if Ray is not installed, no cluster answers, or it lacks what a part takes.
+        InputError: if Ray is not installed, no cluster answers, or it lacks what a task takes.
         TrainingError: if a worker dies again and again.
     """
     try:
@@ -40,45 +41,62 @@ def on_ray(parts: Sequence[Task], ended: Report, resources: Mapping[str, float],
         ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
     except (ConnectionError, ValueError) as error:
         raise InputError(f"no Ray cluster answers at {address} ({error})") from error
-    tasks: dict[Any, int] = {}
+    pending: dict[Any, int] = {}
+    try:
+        with _as_input_or_training_error(ray), _stopped_by_signals():
+            _check_resources(resources, ray.cluster_resources())
+            remote = ray.remote(_do).options(max_retries=3, **resources)
+            by_place: list[Any] = []
+            for place, task in enumerate(tasks):
+                by_place.append(remote.remote(os.getcwd(), task.do, *(by_place[need] for need in task.needs)))
+                pending[by_place[place]] = place
+            while pending:
+                done, _ = ray.wait(list(pending), num_returns=1)
+                ray.get(done)  # raises what the task has raised
+                ended(pending.pop(done[0]))
+    finally:
+        for reference in pending:
+            ray.cancel(reference)
+        if pending:
+            ray.wait(list(pending), num_returns=len(pending), timeout=END_SECONDS)
+        ray.shutdown()
+
+
+def _check_resources(resources: Mapping[str, float], available: Mapping[str, float]) -> None:
+    for name, key in {"num_cpus": "CPU", "num_gpus": "GPU"}.items():
+        if resources.get(name, 0) > available.get(key, 0):
+            raise InputError(f"resources: a task takes {name} {resources[name]:g}, Ray has {available.get(key, 0):g}")
+
+
+@contextmanager
+def _as_input_or_training_error(ray: Any) -> Iterator[None]:
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+    except ray.exceptions.RayError as error:
+        raise TrainingError(f"Ray: {' '.join(str(error).split())[:300]}") from error
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Ray takes the signals over, and reacts only to a KeyboardInterrupt."""
     received: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         received.append(number)
         raise KeyboardInterrupt
 
+    for number in SIGNALS:
+        signal.signal(number, interrupt)
     try:
-        for number in SIGNALS:  # Ray has taken them over, and hears of no other end than this one
-            signal.signal(number, interrupt)
-        there = ray.cluster_resources()
-        for name, key in {"num_cpus": "CPU", "num_gpus": "GPU"}.items():
-            if resources.get(name, 0) > there.get(key, 0):
-                raise InputError(f"resources: a part takes {name} {resources[name]:g}, Ray has {there.get(key, 0):g}")
-        remote = ray.remote(_do).options(max_retries=3, **resources)
-        by_place: list[Any] = []
-        for place, part in enumerate(parts):
-            by_place.append(remote.remote(os.getcwd(), part.do, *(by_place[need] for need in part.needs)))
-            tasks[by_place[place]] = place
-        while tasks:
-            done, _ = ray.wait(list(tasks), num_returns=1)
-            ray.get(done)  # raises what the task has raised
-            ended(tasks.pop(done[0]))
+        yield
     except KeyboardInterrupt:
-        heard = received[0] if received else int(signal.SIGINT)
-        raise Stopped(heard, f"stopped by {signal.Signals(heard).name}; what was written stays") from None
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from error
-    except ray.exceptions.RayError as error:
-        raise TrainingError(f"Ray: {' '.join(str(error).split())[:300]}") from error
-    finally:
-        for task in tasks:
-            ray.cancel(task)
-        if tasks:
-            ray.wait(list(tasks), num_returns=len(tasks), timeout=ENDS_SECONDS)
-        ray.shutdown()
+        stopped_by = received[0] if received else int(signal.SIGINT)
+        raise Stopped(stopped_by, f"stopped by {signal.Signals(stopped_by).name}; what was written stays") from None
 
 
 def _do(folder: str, do: Callable[[], None], *needs: object) -> None:
-    """A part in a worker's process; what it needs is there once it is called."""
+    """A task in a worker's process; what it needs is there once it is called."""
     os.chdir(folder)
     do()

@@ -1,10 +1,11 @@
-"""A study's runs: what a fit is called, what is recorded of it, and how a verb is run in a process of its own."""
+"""The fits of a study: how they are named, what is recorded of them, and how a verb runs in a process of its own."""
 
 import fcntl
 import hashlib
 import json
 import platform
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,44 +17,42 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-from lightning_dreambooth.callbacks.checkpointing import EXPORTS
-from lightning_dreambooth.cli.commands import DreamBoothCLI
-from lightning_dreambooth.cli.main import PROG, build_job
+from lightning_dreambooth.cli.job import Job
+from lightning_dreambooth.cli.main import PROG
 from lightning_dreambooth.data.dataset import concept_images, data_digests
 from lightning_dreambooth.errors import InputError, TrainingError
 from lightning_dreambooth.evaluation.dreambench import Subject
 from lightning_dreambooth.evaluation.tables import read_json, write_json
 from lightning_dreambooth.files import sha256
+from lightning_dreambooth.saving.export import EXPORTS
 from lightning_dreambooth.saving.runs import RUNS
-from lightning_dreambooth.saving.states import STATES, newest_first, remove
+from lightning_dreambooth.saving.states import STATES
 from lightning_dreambooth.study.reading import Variant
 
-RECORD = "study.json"  # beside a run: what made it, how long that took, and whether it is done
-SECTIONS = ("model", "data", "fidelity", "trainer")  # of a fit's config: what its weights and figures come from
+RECORD = "study.json"  # in a run: what made it, how long that took, and whether it is finished
+SECTIONS = ("model", "data", "fidelity", "trainer")  # of a config: what decides weights and metrics
 LIBRARIES = (
     "lightning_dreambooth", "torch", "pytorch-lightning", "diffusers", "transformers", "open-clip-torch", "timm",
 )  # fmt: skip
 
 
-class Fitted(NamedTuple):
-    """A fit of a variant with a seed: the folder it lies in, named by all that decides it."""
+class Fit(NamedTuple):
+    """A fit of a variant with a seed; its name says all that decides it."""
 
     variant: str
     seed: int
     name: str
-    words: tuple[str, ...]
+    argv: tuple[str, ...]
 
     @property
     def folder(self) -> Path:
-        """Where the run lies."""
+        """Folder of the run."""
         return RUNS / self.name
 
     @property
     def command(self) -> str:
         """The fit as somebody would type it, under a name of its own."""
-        return f"{PROG} fit {shlex.join(self.words)}"
+        return f"{PROG} fit {shlex.join(self.argv)}"
 
     @property
     def export(self) -> Path:
@@ -62,7 +61,7 @@ class Fitted(NamedTuple):
 
     @property
     def record(self) -> dict[str, Any]:
-        """What is known of the run, nothing before it has begun."""
+        """What is recorded of the run; empty before it has begun."""
         return read_record(self.folder)
 
 
@@ -73,56 +72,59 @@ def read_record(run: Path) -> dict[str, Any]:
 
 
 def finished(run: Path) -> bool:
-    """Whether a study has done this run to its end."""
+    """Whether a study has finished this run."""
     return bool(read_record(run).get("finished"))
 
 
-def digest(about: Any) -> str:
-    """Plain values => a word that names them."""
-    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:8]
+def digest(values: Any) -> str:
+    """Plain values => 8 hex digits that name them."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
-def fit_of(study: str, variant: Variant, seed: int, job: DreamBoothCLI) -> Fitted:
+def fit_of(study: str, variant: Variant, seed: int, job: Job) -> Fit:
     """A fit, named by its variant, its seed and a digest of config, base model, concepts and their images."""
-    config, data = job.config["fit"].as_dict(), job.datamodule
-    about: dict[str, Any] = {section: dict(config[section]) for section in SECTIONS}
-    for section in ("model", "data"):
-        del about[section]["seed"]  # the fit's own, which the name says
-    about |= {
-        "dtype": config["checkpoint"]["dtype"], "base": data.files.fingerprint,
-        "concepts": [asdict(concept) for concept in data.concepts],
-        "learned": data_digests(concept_images(data.concepts, 0)),
-    }  # fmt: skip
-    return Fitted(variant.name, seed, f"{study}/{variant.name}-seed{seed}-{digest(about)}", tuple(variant.words(seed)))
+    decided_by: dict[str, Any] = {section: dict(job.config[section]) for section in SECTIONS}
+    del decided_by["model"]["seed"]  # the fit's own, which the name says
+    decided_by |= {
+        "dtype": job.config["checkpoint"]["dtype"],
+        "base": job.data.files.fingerprint,
+        "concepts": [asdict(concept) for concept in job.data.concepts],
+        "data_digests": data_digests(concept_images(job.data.concepts, 0)),
+    }
+    name = f"{study}/{variant.name}-seed{seed}-{digest(decided_by)}"
+    return Fit(variant.name, seed, name, tuple(variant.argv(seed)))
 
 
-def run_verb(verb: str, words: Sequence[str], lock: int) -> None:
-    """Runs a verb in a process of its own, which keeps a lock for as long as it lives.
+def run_verb(verb: str, argv: Sequence[str], lock: int) -> None:
+    """Runs a verb in a process of its own, which holds a lock (a file descriptor) for as long as it lives.
 
     Raises:
-        InputError: if it ends with wrong input; its own line has said of what.
+        InputError: if it ends with wrong input, which its own line has explained.
         TrainingError: if it fails.
     """
-    command = [sys.executable, "-m", "lightning_dreambooth", verb, *words]
-    # In a session of its own, so that a signal from the terminal reaches it once, through here.
+    command = [sys.executable, "-m", "lightning_dreambooth", verb, *argv]
+    # In a session of its own, so that a signal from the terminal reaches it once, through this process.
     process = subprocess.Popen(command, start_new_session=True, pass_fds=[lock])
     try:
         while process.poll() is None:
-            time.sleep(0.1)  # and not wait(), which nothing that Ray does to a task would wake
+            time.sleep(0.1)  # not wait(), which nothing that Ray does to a task would interrupt
     except BaseException:
         process.send_signal(signal.SIGTERM)
         process.wait()
         raise
-    code, said = process.returncode, f"{PROG} {verb} {shlex.join(words)}"
+    code, typed = process.returncode, f"{PROG} {verb} {shlex.join(argv)}"
     if code == 2:
-        raise InputError(f"the study ends here, for a reason given above, at: {said}")
+        raise InputError(f"the study ends here, for the reason given above, at: {typed}")
     if code:
-        raise TrainingError(f"the study ends here, with exit code {code}, at: {said}")
+        raise TrainingError(f"the study ends here, with exit code {code}, at: {typed}")
 
 
 @contextmanager
 def locked(run: Path) -> Iterator[int]:
-    """Lets one process at a time work on a run, also one that outlives the study that began it."""
+    """Lets one process at a time work on a run, even a child that outlives the study that started it.
+
+    The lock is fcntl's and not filelock's, because a child must inherit it as an open file.
+    """
     file = run.with_name(f".{run.name}.lock")
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w") as lock:
@@ -134,48 +136,38 @@ def locked(run: Path) -> Iterator[int]:
         yield lock.fileno()
 
 
-def recorded(run: Path, verb: str, words: Sequence[str]) -> None:
-    """Runs a verb that writes to a folder, unless it has done so, and records what it took.
+def run_and_record(run: Path, verb: str, argv: Sequence[str]) -> None:
+    """Runs a verb that writes to a folder, unless it has finished before, and records what it took.
 
-    The states of a fit are not needed any longer when it is done.
+    The states of a fit are removed when it has finished.
     """
     with locked(run) as lock:
         if finished(run):
             return
         before, began = read_record(run).get("seconds", 0.0), time.monotonic()
-        about = {"command": f"{PROG} {verb} {shlex.join(words)}", "host": platform.node(), "finished": False}
-        about |= {"versions": {library: version(library) for library in LIBRARIES}}
+        record = {"command": f"{PROG} {verb} {shlex.join(argv)}", "host": platform.node(), "finished": False}
+        record |= {"versions": {library: version(library) for library in LIBRARIES}}
         try:
-            run_verb(verb, words, lock)
-            remove(newest_first(run / STATES))
-            about["finished"] = True
+            run_verb(verb, argv, lock)
+            shutil.rmtree(run / STATES, ignore_errors=True)
+            record["finished"] = True
         finally:
             if run.is_dir():
-                write_json(run / RECORD, about | {"seconds": before + time.monotonic() - began})
+                write_json(run / RECORD, record | {"seconds": before + time.monotonic() - began})
 
 
-def do_class_images(words: Sequence[str]) -> None:
-    """Draws the class images that fits share, with the seed of the first."""
-    job = build_job(list(words))
-    data = job.datamodule
-    data.trainer = job.trainer
-    with job.trainer.precision_plugin.forward_context():
-        data.draw_class_images()
-    torch.cuda.empty_cache()  # fits in processes of their own follow
+def do_fit(fit: Fit) -> None:
+    """Fits, or resumes."""
+    run_and_record(fit.folder, "fit", [*fit.argv, f"--name={fit.name}", "--ckpt_path=last"])
 
 
-def do_fit(fit: Fitted) -> None:
-    """Fits, or goes on."""
-    recorded(fit.folder, "fit", [*fit.words, f"--name={fit.name}", "--ckpt_path=last"])
+def benchmark_folder(fit: Fit, job: Job, subject: Subject) -> Path:
+    """Folder of the paper's protocol for a fit, named by all that decides it."""
+    decided_by = [job.config["benchmark"], subject.prompts, [sha256(path) for path in subject.images]]
+    return RUNS / f"{fit.name}-test-{digest(decided_by)}"
 
 
-def benchmark_folder(fit: Fitted, job: DreamBoothCLI, subject: Subject) -> Path:
-    """Where the paper's protocol for a fit lies, named by how it is drawn and measured."""
-    about = [job.config["fit"].as_dict()["benchmark"], subject.prompts, [sha256(path) for path in subject.images]]
-    return RUNS / f"{fit.name}-test-{digest(about)}"
-
-
-def do_test(fit: Fitted, run: Path, words: Sequence[str]) -> None:
+def do_test(fit: Fit, run: Path, argv: Sequence[str]) -> None:
     """Runs the paper's protocol for a fit."""
     model = [f"--model.pretrained={fit.export}", "--model.vae=null", "--model.revision=null", "--model.variant=null"]
-    recorded(run, "test", [*fit.words, *model, f"--name={run.relative_to(RUNS)}", *words])
+    run_and_record(run, "test", [*fit.argv, *model, f"--name={run.relative_to(RUNS)}", *argv])

@@ -4,32 +4,32 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from lightning_dreambooth.cli.commands import DreamBoothCLI
+from lightning_dreambooth.cli.job import Job
 from lightning_dreambooth.data.concepts import TrainingImage
-from lightning_dreambooth.data.dataset import concept_images
 from lightning_dreambooth.data.images import read_image
+from lightning_dreambooth.evaluation.intervals import Interval
+from lightning_dreambooth.evaluation.metrics import measured_by
+from lightning_dreambooth.evaluation.paper_protocol import COLUMNS, NOTE
 from lightning_dreambooth.evaluation.tables import write_text
 from lightning_dreambooth.study import plots
-from lightning_dreambooth.study.measuring import MEASURES, Interval, interval
+from lightning_dreambooth.study.curves import training_curves
 from lightning_dreambooth.study.reading import Figure, Study
 from lightning_dreambooth.study.results import Place, Results, row_intervals
 
 SHOWN_PX = 256  # larger images are shown so wide, to keep the file small
-MAX_SHOWN = 48  # training images shown at most
-OVER_STEPS = ("score", "clip_i", "dino", "clip_t")  # of the fits
+MAX_SHOWN = 48  # training images shown of a variant
 
 
 def image(path: Path) -> str:
-    """An image => an address that an `img` shows without a file."""
-    image = read_image(path)
-    image.thumbnail((SHOWN_PX, SHOWN_PX))
+    """An image file => an address that an `img` shows without a file."""
+    picture = read_image(path)
+    picture.thumbnail((SHOWN_PX, SHOWN_PX))
     file = io.BytesIO()
-    image.save(file, format="WEBP", quality=90)
+    picture.save(file, format="WEBP", quality=90)
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
@@ -41,114 +41,83 @@ def number(value: Interval | None) -> str:
 
 
 def label(settings: Mapping[str, Any]) -> str:
-    """What tells a row from the others, in words."""
+    """Settings in words."""
     return ", ".join(f"{key.replace('_', ' ')} {value if value != '' else 'none'}" for key, value in settings.items())
 
 
 def shared(figure: Figure) -> dict[str, Any]:
-    """What all rows of a figure have in common."""
+    """The settings that all rows of a figure have in common."""
     if not figure.rows:
         return {}
     first = figure.rows[0]
     return {key: value for key, value in first.coordinates.items() if key not in first.differs}
 
 
-def figure_block(
-    figure: Figure, results: Results, jobs: Mapping[str, DreamBoothCLI], seeds: Sequence[int]
-) -> dict[str, Any]:
+def figure_block(figure: Figure, results: Results, jobs: Mapping[str, Job], seeds: Sequence[int]) -> dict[str, Any]:
     """What the template shows of a figure."""
-    about = {"key": figure.key, "title": figure.title, "note": figure.spec.note, "settings": label(shared(figure))}
+    block = {"key": figure.key, "title": figure.title, "note": figure.spec.note, "settings": label(shared(figure))}
     if figure.spec.training_pictures:
-        sets = [(name, trained_on(jobs[name])) for name in figure.variants]
-        rows = [{"label": name, "strips": [("", [image(each.path) for each in own[:MAX_SHOWN]])]} for name, own in sets]
-        return about | {"rows": rows, "measures": [], "curves": []}
+        rows = [
+            {"label": name, "strips": [("", [image(one.path) for one in trained_on(jobs[name])[:MAX_SHOWN]])]}
+            for name in figure.variants
+        ]
+        return block | {"rows": rows, "measures": [], "curves": []}
     files, cells = results.files[figure.key], results.cells[figure.key]
     rows, measured = [], [row_intervals(cells, place) for place in range(len(figure.rows))]
-    names = [name for name in MEASURES if any(name in each for each in measured)]
+    names = [name for name in measured_by("study") if any(name in metrics for metrics in measured)]
     for place, row in enumerate(figure.rows):
         strips = [(f"fit seed {seed}", [image(path) for path in files[place, seed]]) for seed in seeds]
-        figures = [number(measured[place].get(name)) for name in names]
-        rows.append({"label": label(row.differs) or row.variant, "strips": strips, "figures": figures})
-    return about | {"rows": rows, "measures": names, "curves": figure_curves(figure, cells, names)}
+        values = [number(measured[place].get(name)) for name in names]
+        rows.append({"label": label(row.differs) or row.variant, "strips": strips, "metrics": values})
+    return block | {"rows": rows, "measures": names, "curves": figure_curves(figure, cells, names)}
 
 
-def trained_on(job: DreamBoothCLI) -> list[TrainingImage]:
+def trained_on(job: Job) -> list[TrainingImage]:
     """The instance images of a variant."""
-    data = job.datamodule
-    return [
-        each for concept in concept_images(data.concepts, 0, data.num_instance_images) for each in concept.instances
-    ]
+    return [image for concept in job.data.images(training=False) for image in concept.instances]
 
 
 def figure_curves(figure: Figure, cells: Mapping[Place, Any], names: Sequence[str]) -> list[str]:
-    """Each measure over each number in which the rows of a figure differ, a line for each of the other settings."""
+    """Each metric over each number in which the rows of a figure differ, a line for each of the other settings."""
     drawn = []
     for axis in figure.rows[0].differs:
         values = [row.differs.get(axis) for row in figure.rows]
-        if axis == "seed" or not all(isinstance(each, int | float) and not isinstance(each, bool) for each in values):
+        if axis == "seed" or not all(type(value) in (int, float) for value in values):
             continue
         for name in names:
-            lines: dict[str, list[tuple[float, Interval]]] = {}
-            for place, row in enumerate(figure.rows):
-                others = {key: value for key, value in row.differs.items() if key != axis}
-                measured = row_intervals(cells, place)
-                if name in measured:
-                    lines.setdefault(label(others), []).append((row.differs[axis], measured[name]))
-            if lines:
-                ordered = {key: sorted(line, key=lambda point: point[0]) for key, line in lines.items()}
-                drawn.append(plots.curves(name, axis.replace("_", " "), ordered))
+            if lines := _lines(figure, cells, axis, name):
+                drawn.append(plots.curves(name, axis.replace("_", " "), lines))
     return drawn
 
 
-def training_curves(results: Results) -> list[str]:
-    """Identity against prompt fidelity over the steps of each variant, and both and the score over steps."""
-    by_variant: dict[str, dict[int, list[Mapping[str, float]]]] = {}
-    for fit in results.fits:
-        for row in results.histories[fit.name]:
-            by_variant.setdefault(fit.variant, {}).setdefault(int(row["step"]), []).append(row)
-
-    def over(name: str, rows: Mapping[int, list[Mapping[str, float]]]) -> list[tuple[float, Interval]]:
-        points = [(step, [row[name] for row in each if name in row]) for step, each in sorted(rows.items())]
-        return [(step, interval(values)) for step, values in points if values]
-
-    drawn = []
-    every = {name for rows in results.histories.values() for row in rows for name in row}
-    for identity in ("clip_i", "dino"):
-        courses = {}
-        for variant, rows in by_variant.items():
-            measured = [(step, each) for step, each in sorted(rows.items()) if {identity, "clip_t"} <= each[0].keys()]
-            courses[variant] = [
-                (step, fmean(row["clip_t"] for row in each), fmean(row[identity] for row in each))
-                for step, each in measured
-            ]
-        courses = {variant: course for variant, course in courses.items() if course}
-        if courses:
-            drawn.append(plots.paths("identity against prompt, over steps", "clip_t", identity, courses))
-    for name in [*OVER_STEPS, *sorted(each for each in every if each.startswith("pres"))]:
-        if name in every:
-            lines = {variant: over(name, rows) for variant, rows in by_variant.items()}
-            drawn.append(plots.curves(name, "step", {variant: line for variant, line in lines.items() if line}))
-    return drawn
+def _lines(figure: Figure, cells: Mapping[Place, Any], axis: str, name: str) -> dict[str, list[tuple[float, Interval]]]:
+    lines: dict[str, list[tuple[float, Interval]]] = {}
+    for place, row in enumerate(figure.rows):
+        others = {key: value for key, value in row.differs.items() if key != axis}
+        measured = row_intervals(cells, place)
+        if name in measured:
+            lines.setdefault(label(others), []).append((row.differs[axis], measured[name]))
+    return {key: sorted(line, key=lambda point: point[0]) for key, line in lines.items()}
 
 
 def write_page(
-    study: Study, results: Results, jobs: Mapping[str, DreamBoothCLI],
-    tables: Mapping[str, Sequence[Mapping[str, Any]]], file: Path,
+    study: Study, results: Results, jobs: Mapping[str, Job], tables: Mapping[str, Sequence[Mapping[str, Any]]],
+    file: Path,
 ) -> None:  # fmt: skip
     """Writes the report."""
     environment = Environment(
         loader=PackageLoader("lightning_dreambooth", "study"), autoescape=select_autoescape(default=True),
-        trim_blocks=True, lstrip_blocks=True,
+        trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined,
     )  # fmt: skip
     environment.filters |= {"number": number, "label": label}
     records = [(fit, fit.record) for fit in results.fits]
-    configs = {name: job.config_text for name, job in jobs.items()}
     text = environment.get_template("page.html.jinja").render(
         title=study.spec.title or study.name, note=study.spec.note, study=study.name,
         variants=list(study.variants), seeds=study.spec.seeds,
         verdicts=results.verdicts, curves=training_curves(results),
-        figures=[figure_block(each, results, jobs, study.spec.seeds) for each in study.figures.values()],
-        dreambench=tables["dreambench"], records=records, configs=configs, images=len(results.images),
+        figures=[figure_block(figure, results, jobs, study.spec.seeds) for figure in study.figures.values()],
+        dreambench=tables["dreambench"], columns=COLUMNS, benchmark_note=NOTE,
+        records=records, configs={name: job.config_text for name, job in jobs.items()}, images=len(results.images),
         minutes=sum(record.get("seconds", 0) for _, record in records) / 60,
         versions=records[0][1].get("versions", {}) if records else {},
     )  # fmt: skip

@@ -8,10 +8,10 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure as Canvas
 
-from lightning_dreambooth.study.measuring import Interval
+from lightning_dreambooth.evaluation.intervals import Interval
 
 INCHES = (4.2, 3.0)
-MAX_INSIDE = 5  # lines whose names do not fit beside them
+MAX_INSIDE = 5  # lines whose names fit inside the figure
 mpl.rcParams["svg.hashsalt"] = "study"  # equal figures are equal files
 
 Curve = Sequence[tuple[float, Interval]]  # x and y
@@ -39,7 +39,7 @@ def curves(title: str, x_label: str, lines: Mapping[str, Curve]) -> str:
 
 
 def paths(title: str, x_label: str, y_label: str, lines: Mapping[str, Sequence[tuple[int, float, float]]]) -> str:
-    """Courses of training through a plane of two figures: (step, x, y), the last step marked with its number."""
+    """Courses of training in the plane of two metrics: (step, x, y), the last step marked with its number."""
     canvas = Canvas(figsize=INCHES, layout="constrained")
     axes = canvas.subplots()
     for name, course in lines.items():

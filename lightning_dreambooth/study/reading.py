@@ -1,4 +1,4 @@
-"""A study file => variants, rows of figures and findings, checked and multiplied out."""
+"""A study file => its variants, figures and hypotheses, checked and multiplied out."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,32 +12,35 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from lightning_dreambooth.data.images import read_text
-from lightning_dreambooth.diffusion.sampling import Request, check_request
+from lightning_dreambooth.diffusion.requests import Request, SamplingSettings, check_seed
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.evaluation.dreambench import read_subject, subjects_of
+from lightning_dreambooth.evaluation.metrics import measured_by
 from lightning_dreambooth.study.spec import Dreambench, FigureSpec, Hypothesis, Sampling, StudySpec
 
 EXTENDS = "extends"
+LAYER = "config"  # among values of `fit`: one more file that `fit` reads
 NAME = re.compile(r"[\w.,=+-]+")  # what may name a folder
 DRAWN_BY = ("prompt", "negative_prompt", "steps", "guidance_scale", "sampler")  # of a figure, besides seeds
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train: a config, what is changed in it, and its place among the variants and in the grid."""
+    """One way to train: configs in layers, what is changed in them, and its place among variants and in the grid."""
 
     name: str
-    config: str
+    configs: list[str]
     overrides: dict[str, Any]
     settings: dict[str, Any]
 
-    def words(self, seed: int) -> list[str]:
+    def argv(self, seed: int) -> list[str]:
         """What follows `fit` on the command line."""
         given = self.overrides | {"seed_everything": seed}
-        return [f"--config={self.config}", *(f"--{key}={_as_word(value)}" for key, value in given.items())]
+        layers = [f"--config={file}" for file in self.configs]
+        return [*layers, *(f"--{key}={_as_argument(value)}" for key, value in given.items())]
 
 
-def _as_word(value: Any) -> str:
+def _as_argument(value: Any) -> str:
     return value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).split("\n...")[0].strip()
 
 
@@ -53,8 +56,8 @@ class Row:
     @property
     def requests(self) -> list[Request]:
         """The images of the row, one per seed."""
-        prompt, *settings = (self.coordinates[name] for name in DRAWN_BY)
-        return [Request(prompt, seed, *settings) for seed in self.seeds]
+        prompt, *values = (self.coordinates[name] for name in DRAWN_BY)
+        return [Request(prompt, seed, SamplingSettings(*values)) for seed in self.seeds]
 
     def holds(self, side: Mapping[str, Any]) -> bool:
         """Whether the row has all of these settings."""
@@ -90,7 +93,7 @@ def read_study(path: Path) -> Study:
     """A study file => what is to be done.
 
     Raises:
-        InputError: if it is no study, or names what is not there.
+        InputError: if it is not a study, or names what is not there.
     """
     content = _content(path, [])
     if not NAME.fullmatch(path.stem):
@@ -108,9 +111,9 @@ def read_study(path: Path) -> Study:
     for variant in _variants(spec, path):
         if variants.setdefault(variant.name, variant) is not variant:
             raise InputError(f"{path}: two variants are called {variant.name}; give them names that differ")
-    figures = {key: _figure(key, each, spec, variants, path) for key, each in spec.figures.items()}
-    for finding in spec.findings:
-        _check_finding(finding, figures, spec, path)
+    figures = {key: _figure(key, figure, spec, variants, path) for key, figure in spec.figures.items()}
+    for hypothesis in spec.findings:
+        _check_hypothesis(hypothesis, figures, spec, path)
     return Study(path.stem, spec, variants, figures)
 
 
@@ -125,10 +128,10 @@ def _content(path: Path, extending: list[Path]) -> dict[str, Any]:
     except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} is no study: a mapping with config, figures and so on")
+        raise InputError(f"{path} is not a study: a mapping with config, figures and so on")
     for where in (content, *(value for value in content.values() if isinstance(value, dict))):
         if odd := [key for key in where if not isinstance(key, str)]:
-            raise InputError(f"{path}: the key {odd[0]!r} is no text to YAML; put it in quotes")
+            raise InputError(f"{path}: the key {odd[0]!r} is not text in YAML; put it in quotes")
     content = {key: value for key, value in content.items() if value is not None}
     extended = content.pop(EXTENDS, None)
     return content if extended is None else _content(Path(str(extended)), [*extending, path.resolve()]) | content
@@ -139,7 +142,7 @@ def _check_values(spec: StudySpec, path: Path) -> None:
         raise InputError(f"{path}: seeds is {spec.seeds}, must be one or more different numbers of 0 or more")
     if empty := [key for key, values in spec.grid.items() if not values]:
         raise InputError(f"{path}: grid has no values for {empty[0]}; give a list")
-    named = [*spec.overrides, *spec.grid, *(key for each in (spec.variants or {}).values() for key in each)]
+    named = [*spec.overrides, *spec.grid, *(key for overrides in (spec.variants or {}).values() for key in overrides)]
     if "seed_everything" in named:
         raise InputError(f"{path}: seed_everything is given by seeds; give them there")
     if spec.dreambench is not None and (spec.variants or spec.grid):
@@ -153,22 +156,25 @@ def _variants(spec: StudySpec, path: Path) -> list[Variant]:
     if spec.dreambench is not None:
         named = _subjects(spec.dreambench, path.stem)
     ends = [key.rsplit(".", 1)[-1] for key in spec.grid]
-    taken = {*DRAWN_BY, "variant", "seed", *(end for end in ends if ends.count(end) > 1)}
-    short = {key: key if end in taken else end for key, end in zip(spec.grid, ends, strict=True)}
+    ambiguous = {*DRAWN_BY, "variant", "seed", *(end for end in ends if ends.count(end) > 1)}
+    short = {key: key if end in ambiguous else end for key, end in zip(spec.grid, ends, strict=True)}
     variants = []
     for name, changes in named.items():
         if name and not NAME.fullmatch(name):
             raise InputError(f"{path}: {name!r} cannot name a folder; use letters, digits and . , = + - _")
-        config = spec.config.replace("{variant}", name)
-        if not Path(config).is_file():
-            raise InputError(f"{path}: config {config} is not a file here")
         for values in product(*spec.grid.values()):
             grid = {short[key]: value for key, value in zip(spec.grid, values, strict=True)}
-            words = [name] * bool(name) + [f"{key}={_as_word(value)}" for key, value in grid.items()]
-            whole = re.sub(r"[^\w.,=+-]+", "-", ",".join(words)) or path.stem
+            labels = [name] * bool(name) + [f"{key}={_as_argument(value)}" for key, value in grid.items()]
+            whole = re.sub(r"[^\w.,=+-]+", "-", ",".join(labels)) or path.stem
             settings = {"variant": name or whole} | grid if name or not grid else grid
-            changed = spec.overrides | changes | dict(zip(spec.grid, values, strict=True))
-            variants.append(Variant(whole, config, changed, settings))
+            changed = [spec.overrides, changes, dict(zip(spec.grid, values, strict=True))]
+            # Files come before values, so that no file replaces a value that the study gives.
+            layers = [spec.config, *(overrides[LAYER] for overrides in changed if LAYER in overrides)]
+            configs = [str(layer).replace("{variant}", name) for layer in layers]
+            if missing := [config for config in configs if not Path(config).is_file()]:
+                raise InputError(f"{path}: config {missing[0]} of variant {whole} is not a file here")
+            values_of = {key: value for overrides in changed for key, value in overrides.items() if key != LAYER}
+            variants.append(Variant(whole, configs, values_of, settings))
     return variants
 
 
@@ -208,7 +214,8 @@ def _figure(key: str, spec: FigureSpec, study: StudySpec, variants: Mapping[str,
     for variant, *values in product(shown, *axes.values()):
         drawn = dict(zip(axes, values, strict=True))
         try:
-            check_request(Request(**drawn))
+            check_seed(drawn["seed"])
+            SamplingSettings(**{name: drawn[name] for name in DRAWN_BY if name != "prompt"})
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
         found.append((variant, {**variants[variant].settings, **drawn}))
@@ -231,12 +238,15 @@ def _asked(name: str, spec: FigureSpec, sampling: Sampling) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _check_finding(finding: Hypothesis, figures: Mapping[str, Figure], spec: StudySpec, path: Path) -> None:
-    where = f"{path}: the finding {finding.claim!r}"
-    if finding.figure not in figures:
-        raise InputError(f"{where} names the figure {finding.figure!r}; there are {', '.join(figures)}")
-    if finding.measure == "quality" and spec.quality is None:
+def _check_hypothesis(hypothesis: Hypothesis, figures: Mapping[str, Figure], spec: StudySpec, path: Path) -> None:
+    where = f"{path}: the finding {hypothesis.claim!r}"
+    if hypothesis.figure not in figures:
+        raise InputError(f"{where} names the figure {hypothesis.figure!r}; there are {', '.join(figures)}")
+    if hypothesis.measure not in measured_by("study"):
+        names = ", ".join(measured_by("study"))
+        raise InputError(f"{where} names the metric {hypothesis.measure!r}; there are {names}")
+    if hypothesis.measure == "quality" and spec.quality is None:
         raise InputError(f"{where} is of quality, which nothing measures; give quality: {{good: ..., bad: ...}}")
-    for side in (finding.more, finding.less):
-        if not any(row.holds(side) for row in figures[finding.figure].rows):
-            raise InputError(f"{where}: no row of figure {finding.figure} has {side}")
+    for side in (hypothesis.more, hypothesis.less):
+        if not any(row.holds(side) for row in figures[hypothesis.figure].rows):
+            raise InputError(f"{where}: no row of figure {hypothesis.figure} has {side}")

@@ -1,32 +1,30 @@
 """What a study has found: measured, and written as tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
-from lightning_dreambooth.callbacks.paper_benchmark import COLUMNS, PUBLISHED
 from lightning_dreambooth.callbacks.validation import TABLE
-from lightning_dreambooth.cli.commands import DreamBoothCLI
-from lightning_dreambooth.evaluation import metrics
+from lightning_dreambooth.cli.job import Job
+from lightning_dreambooth.evaluation.encoders import Encoders
+from lightning_dreambooth.evaluation.intervals import Interval, bootstrap_interval, student_interval
+from lightning_dreambooth.evaluation.metrics import measured_by
+from lightning_dreambooth.evaluation.paper_protocol import COLUMNS, PUBLISHED
 from lightning_dreambooth.evaluation.tables import read_csv, read_json, write_csv
-from lightning_dreambooth.study.drawing import RenderSettings, images_of
-from lightning_dreambooth.study.fits import Fitted, benchmark_folder
+from lightning_dreambooth.study.fits import Fit, benchmark_folder
 from lightning_dreambooth.study.measuring import (
-    MEASURES,
     CachedEncoders,
     Cell,
-    Interval,
     Verdict,
-    interval,
-    judge,
+    decide,
+    instance_paths,
     per_seed,
-    references_of,
     text_of,
 )
-from lightning_dreambooth.study.reading import Figure, Study
-from lightning_dreambooth.study.tasks import subject_of
+from lightning_dreambooth.study.reading import Figure, Row, Study
+from lightning_dreambooth.study.tasks import RenderSettings, images_of, subject_of
 
 Place = tuple[int, int]  # of a row in its figure, and the seed of the fit that drew it
 
@@ -39,13 +37,13 @@ class Results:
         fits: The fits.
         histories: What each fit measured while it trained, by name.
         files: The images of each figure, by place.
-        cells: Their figures, by place.
+        cells: Their metrics, by place.
         images: A row per image.
-        verdicts: What became of the findings.
+        verdicts: What became of the hypotheses.
         tests: The paper's protocol for each fit of a dreambench study.
     """
 
-    fits: Sequence[Fitted]
+    fits: Sequence[Fit]
     histories: Mapping[str, Sequence[Mapping[str, float]]]
     files: Mapping[str, Mapping[Place, Sequence[Path]]]
     cells: Mapping[str, Mapping[Place, Cell]]
@@ -54,67 +52,86 @@ class Results:
     tests: Mapping[str, Mapping[str, Any]]
 
 
+class Drawn(NamedTuple):
+    """The images of one row of a figure, drawn by one fit, with their metrics."""
+
+    figure: str
+    place: Place
+    files: list[Path]
+    cell: Cell
+    rows: list[dict[str, Any]]
+
+
 def gather(
-    study: Study, jobs: Mapping[str, DreamBoothCLI], fits: Sequence[Fitted], brushes: Mapping[str, RenderSettings]
+    study: Study, jobs: Mapping[str, Job], fits: Sequence[Fit], settings: Mapping[str, RenderSettings]
 ) -> Results:
     """Measures what has been drawn, and reads what has been fitted and tested."""
-    files: dict[str, dict[Place, Sequence[Path]]] = {}
-    cells: dict[str, dict[Place, Cell]] = {}
-    images: list[dict[str, Any]] = []
-    eyes: dict[
-        tuple[object, object], CachedEncoders
-    ] = {}  # one for each pair of encoders, so that it sees each image once
-    for key, figure in study.figures.items():
-        files[key], cells[key] = {}, {}
-        for place, row in enumerate(figure.rows):
-            job = jobs[row.variant]
-            data, encoders = job.datamodule, (job.fidelity.clip, job.fidelity.dino)
-            if encoders not in eyes:
-                eyes[encoders] = CachedEncoders(*encoders, job.trainer.strategy.root_device, study.spec.quality)
-            eye = eyes[encoders]
-            text, whose = text_of(row, data), figure.spec.references or row.variant
-            references = references_of(row, jobs[whose].datamodule)
-            for fit in fits:
-                if fit.variant != row.variant:
-                    continue
-                drawn = images_of(fit.export, row.requests, brushes[row.variant])
-                each, together = eye.measure(drawn, references, text)
-                files[key][place, fit.seed] = drawn
-                cells[key][place, fit.seed] = {name: fmean(one[name] for one in each) for name in each[0]} | together
-                images += [
-                    {"figure": key, **row.coordinates, "variant": row.variant, "fit_seed": fit.seed}
-                    | {"seed": request.seed, "text": text} | one | {"file": str(path)}
-                    for request, one, path in zip(row.requests, each, drawn, strict=True)
-                ]  # fmt: skip
-    verdicts = [judge(each, study.figures[each.figure], cells[each.figure]) for each in study.spec.findings]
+    drawn = list(_measured(study, jobs, fits, settings))
+    keys = list(study.figures)
+    files = {key: {one.place: one.files for one in drawn if one.figure == key} for key in keys}
+    cells = {key: {one.place: one.cell for one in drawn if one.figure == key} for key in keys}
+    verdicts = [decide(one, study.figures[one.figure], cells[one.figure]) for one in study.spec.findings]
     tests = {
         fit.name: read_json(benchmark_folder(fit, jobs[fit.variant], subject) / "summary.json")
         for fit in fits if (subject := subject_of(study, fit))
     }  # fmt: skip
-    histories = {fit.name: read_csv(fit.folder / TABLE) for fit in fits}
-    return Results(fits, histories, files, cells, images, [each for each in verdicts if each], tests)
+    return Results(
+        fits, {fit.name: read_csv(fit.folder / TABLE) for fit in fits}, files, cells,
+        [row for one in drawn for row in one.rows], [verdict for verdict in verdicts if verdict], tests,
+    )  # fmt: skip
 
 
-def row_intervals(cells: Mapping[Place, Cell], place: int) -> dict[str, Interval]:
-    """The measures of a row, with intervals over fits."""
-    mine = [(seed, cell) for (where, seed), cell in cells.items() if where == place]
-    found = {measure: per_seed(mine, measure) for measure in MEASURES}
-    return {measure: interval(list(values.values())) for measure, values in found.items() if values}
+def _measured(
+    study: Study, jobs: Mapping[str, Job], fits: Sequence[Fit], settings: Mapping[str, RenderSettings]
+) -> Iterator[Drawn]:
+    """Every row of every figure, by each fit of its variant."""
+    cached: dict[Encoders, CachedEncoders] = {}  # so that each image is embedded once
+    for figure in study.figures.values():
+        for number, row in enumerate(figure.rows):
+            job = jobs[row.variant]
+            encoders, device = job.callbacks.fidelity.encoders, job.trainer.strategy.root_device
+            cached.setdefault(encoders, CachedEncoders(encoders, device, study.spec.quality))
+            instances = instance_paths(row, jobs[figure.spec.references or row.variant].data)
+            text = text_of(row, job.data)
+            for fit in fits:
+                if fit.variant == row.variant:
+                    files = images_of(fit, row.requests, settings[row.variant])
+                    each, together = cached[encoders].measure(files, instances, text)
+                    cell = {name: fmean(one[name] for one in each) for name in each[0]} | together
+                    rows = _image_rows(figure, row, fit, text, list(zip(files, each, strict=True)))
+                    yield Drawn(figure.key, (number, fit.seed), files, cell, rows)
+
+
+def _image_rows(
+    figure: Figure, row: Row, fit: Fit, text: str, measured: Sequence[tuple[Path, Cell]]
+) -> list[dict[str, Any]]:
+    made_by = {"figure": figure.key, **row.coordinates, "variant": row.variant, "fit_seed": fit.seed}
+    return [
+        made_by | {"seed": request.seed, "text": text} | cell | {"file": str(path)}
+        for request, (path, cell) in zip(row.requests, measured, strict=True)
+    ]
+
+
+def row_intervals(cells: Mapping[Place, Cell], number: int) -> dict[str, Interval]:
+    """The metrics of a row, with intervals over fits."""
+    own = [(seed, cell) for (row, seed), cell in cells.items() if row == number]
+    values = {metric: per_seed(own, metric) for metric in measured_by("study")}
+    return {metric: student_interval(list(by_seed.values())) for metric, by_seed in values.items() if by_seed}
 
 
 def columns_of(name: str, value: Interval) -> dict[str, float | None]:
-    """A measure as three columns of a table."""
+    """A metric as three columns of a table."""
     return {name: value.mean, f"{name}_low": value.low, f"{name}_high": value.high}
 
 
 def figure_table(figure: Figure, cells: Mapping[Place, Cell]) -> list[dict[str, Any]]:
-    """A row of figures for each row of images."""
+    """The metrics of each row of images."""
     rows = []
-    for place, row in enumerate(figure.rows):
-        measured = row_intervals(cells, place)
-        columns = {key: value for name, of in measured.items() for key, value in columns_of(name, of).items()}
-        about = {"figure": figure.key, **row.coordinates, "variant": row.variant, "images": len(row.seeds)}
-        rows.append(about | columns)
+    for number, row in enumerate(figure.rows):
+        intervals = row_intervals(cells, number)
+        columns = {key: value for name, of in intervals.items() for key, value in columns_of(name, of).items()}
+        settings = {"figure": figure.key, **row.coordinates, "variant": row.variant, "images": len(row.seeds)}
+        rows.append(settings | columns)
     return rows
 
 
@@ -128,12 +145,12 @@ def fits_table(results: Results) -> list[dict[str, Any]]:
 
 
 def verdicts_table(results: Results) -> list[dict[str, Any]]:
-    """A row for each finding."""
+    """A row for each hypothesis."""
     return [
-        {"claim": each.finding.claim, "verdict": each.said, "measure": each.finding.measure,
-         "figure": each.finding.figure, "more": each.more, "less": each.less,
-         **columns_of("difference", each.difference)}
-        for each in results.verdicts
+        {"claim": verdict.hypothesis.claim, "verdict": verdict.verdict, "measure": verdict.hypothesis.measure,
+         "figure": verdict.hypothesis.figure, "more": verdict.more, "less": verdict.less,
+         **columns_of("difference", verdict.difference)}
+        for verdict in results.verdicts
     ]  # fmt: skip
 
 
@@ -142,10 +159,9 @@ def benchmark_table(results: Results) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for fit in results.fits:
         if summary := results.tests.get(fit.name):
-            figures, ceiling = summary["figures"], summary["ceiling"]
-            means = {name: figures[name]["mean"] for name in COLUMNS if name in figures}
-            own = {f"{name}_ceiling": value for name, value in ceiling.items()}
-            rows.append({"": summary["subject"], "fit_seed": fit.seed} | means | own)
+            means = {name: summary["metrics"][name]["mean"] for name in COLUMNS if name in summary["metrics"]}
+            ceiling = {f"{name}_ceiling": value for name, value in summary["ceiling"].items()}
+            rows.append({"": summary["subject"], "fit_seed": fit.seed} | means | ceiling)
     mean: dict[str, Any] = {"": f"mean of {len({row[''] for row in rows})} subjects"}
     for name in COLUMNS:
         by_subject: dict[str, list[float]] = {}
@@ -153,17 +169,16 @@ def benchmark_table(results: Results) -> list[dict[str, Any]]:
             if name in row:
                 by_subject.setdefault(row[""], []).append(row[name])
         if by_subject:
-            values = [fmean(each) for each in by_subject.values()]
-            low, high = metrics.bootstrap_interval(values)
-            mean |= {name: fmean(values), f"{name}_low": low, f"{name}_high": high}
-    return [*rows, mean, *({"": f"published: {who}"} | figures for who, figures in PUBLISHED.items())]
+            interval = columns_of(name, bootstrap_interval([fmean(values) for values in by_subject.values()]))
+            mean |= {column: value for column, value in interval.items() if value is not None}
+    return [*rows, mean, *({"": f"published: {method}"} | values for method, values in PUBLISHED.items())]
 
 
 def write_tables(study: Study, results: Results, folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Writes every table that has rows as CSV, and returns all of them."""
     tables = {
         "images": [dict(row) for row in results.images],
-        "figures": [row for key, each in study.figures.items() for row in figure_table(each, results.cells[key])],
+        "figures": [row for key, figure in study.figures.items() for row in figure_table(figure, results.cells[key])],
         "fits": fits_table(results),
         "findings": verdicts_table(results),
         "dreambench": benchmark_table(results) if results.tests else [],

@@ -1,9 +1,9 @@
 """What can be written in a study file. Plain values, no torch."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from lightning_dreambooth.diffusion.sampling import Sampler
+from lightning_dreambooth.diffusion.requests import Sampler
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class Sampling:
     Args:
         num_images: Images in a row of a figure.
         seed: Seed of the first image of every row; the next ones count up, so that columns share their noise.
-        negative_prompt: What guidance leads away from.
+        negative_prompt: Prompt that guidance leads away from.
         steps: Sampling steps.
         guidance_scale: Classifier-free guidance scale.
         sampler: ddim, dpm++ (DPM-Solver++ 2M) or euler.
@@ -39,7 +39,7 @@ class FigureSpec:
         variants: Names of variants; null shows all.
         training_pictures: Show what was trained on in place of samples.
         prompt: What is drawn.
-        negative_prompt: What guidance leads away from; null as in `sampling`, like the following.
+        negative_prompt: Prompt that guidance leads away from; null as in `sampling`, like the following.
         steps: Sampling steps.
         guidance_scale: Classifier-free guidance scale.
         sampler: ddim, dpm++ or euler.
@@ -64,20 +64,20 @@ class FigureSpec:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A claim that a measure is higher in some rows of a figure than in others.
+    """A claim that a metric is higher in some rows of a figure than in others.
 
     Args:
         claim: The claim in words.
         figure: Key of the figure.
-        measure: clip_i, dino, clip_t, quality or div.
-        more: What holds of the rows where the measure should be higher, such as `{variant: b}`.
-        less: What holds of the others.
-        why: Why it comes out as it does, for the report, which says whose note that is.
+        measure: Name of the metric, one that a study measures: clip_i, dino, clip_t, quality or div.
+        more: Settings of the rows where the metric should be higher, such as `{variant: b}`.
+        less: Settings of the other rows.
+        why: Why the result is as it is, for the report, which says that this is the study's note.
     """
 
     claim: str
     figure: str
-    measure: Literal["clip_i", "dino", "clip_t", "quality", "div"]
+    measure: str
     more: dict[str, Any]
     less: dict[str, Any]
     why: str = ""
@@ -98,7 +98,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Dreambench:
-    """A folder in google/dreambooth's layout, of which every subject is a variant that `test` measures.
+    """A folder in google/dreambooth's layout, each subject of which is a variant that `test` measures.
 
     Args:
         folder: Folder with `prompts_and_classes.txt` and a folder per subject.
@@ -119,7 +119,8 @@ class StudySpec:
         config: Config of `fit` that every variant starts from; `{variant}` stands for the variant's name.
         title: Heading of the report; null takes the file's name.
         note: What the study is about.
-        overrides: Values of `fit`, by dotted name, for all variants.
+        overrides: Values of `fit`, by dotted name, for all variants; `config`, as in `variants` and `grid`, is a
+            further file that is read after the one above.
         variants: Values of `fit`, by dotted name, for each variant by its name.
         grid: Lists of values of `fit`, by dotted name; every combination is a variant, of each of `variants`.
         seeds: A fit of each variant for each of these seeds.
@@ -128,7 +129,7 @@ class StudySpec:
         figures: Figures by key.
         findings: Claims to test.
         dreambench: A dataset of which every subject is fitted and tested.
-        resources: What a part of the study takes on a Ray cluster, such as `{num_cpus: 4, num_gpus: 1}`.
+        resources: What a task of the study takes on a Ray cluster, such as `{num_cpus: 4, num_gpus: 1}`.
     """
 
     config: str

@@ -1,17 +1,23 @@
-"""The parts of a study: fits, drawings and tests. Each finds its work done when it is asked again."""
+"""The tasks of a study: class images, fits, images of figures and tests. Each knows whether it is done."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
-from lightning_dreambooth.cli.commands import DreamBoothCLI
-from lightning_dreambooth.diffusion.sampling import Request
+import pytorch_lightning as pl
+import torch
+
+from lightning_dreambooth.cli.job import Job
+from lightning_dreambooth.cli.main import build_job
+from lightning_dreambooth.data.image_store import ImageStore
+from lightning_dreambooth.diffusion.cost import unet_evaluations
+from lightning_dreambooth.diffusion.requests import Request, requests_for
 from lightning_dreambooth.evaluation.dreambench import Subject, read_subject
-from lightning_dreambooth.evaluation.prompts import TRAINING_ROW, unet_evaluations
-from lightning_dreambooth.study.cost import cost_of_fit, cost_of_test
-from lightning_dreambooth.study.drawing import RenderSettings, draw, images_of
-from lightning_dreambooth.study.fits import Fitted, benchmark_folder, do_class_images, do_fit, do_test, finished
+from lightning_dreambooth.models.model_files import ModelFiles
+from lightning_dreambooth.models.stable_diffusion import StableDiffusion
+from lightning_dreambooth.study.cost import Cost, cost_of_fit
+from lightning_dreambooth.study.fits import Fit, benchmark_folder, do_fit, do_test, finished
 from lightning_dreambooth.study.reading import Study
 
 
@@ -20,28 +26,33 @@ class Task(NamedTuple):
 
     Attributes:
         title: What is done.
-        variant: Name of the variant that it is of.
-        steps: Training steps that it takes.
-        rows: Rows that are trained in each.
-        evaluations: UNet evaluations that it takes besides.
+        variant: Name of the variant that it belongs to.
+        cost: What it takes.
         do: Does it, or what is missing of it.
         is_done: Whether nothing is missing.
-        needs: Places of the parts that come before.
+        needs: Places of the tasks that come before.
     """
 
     title: str
     variant: str
-    steps: int
-    rows: int
-    evaluations: int
+    cost: Cost
     do: Callable[[], None]
     is_done: Callable[[], bool]
     needs: tuple[int, ...] = ()
 
 
-def cost_of(part: Task) -> int:
-    """What a part takes, in UNet evaluations."""
-    return part.steps * part.rows * TRAINING_ROW + part.evaluations
+class RenderSettings(NamedTuple):
+    """How the images of a variant's figures are drawn, besides what a request says, and where they are stored."""
+
+    resolution_px: int
+    precision: str
+    accelerator: str
+    batch_size: int
+    folder: str
+
+    def store(self, files: ModelFiles) -> ImageStore:
+        """The images of a model."""
+        return ImageStore(Path(self.folder), files.fingerprint, self.resolution_px, self.precision, self.batch_size)
 
 
 def requests_of(study: Study, variant: str) -> list[Request]:
@@ -50,71 +61,107 @@ def requests_of(study: Study, variant: str) -> list[Request]:
     return list(dict.fromkeys(request for row in rows for request in row.requests))
 
 
-def do_draw(fit: Fitted, requests: Sequence[Request], brush: RenderSettings) -> None:
+def images_of(fit: Fit, requests: Sequence[Request], settings: RenderSettings) -> list[Path]:
+    """Where the images of a fit lie."""
+    store = settings.store(ModelFiles(str(fit.export)))
+    return [store.path(request) for request in requests]
+
+
+def draw_images(fit: Fit, requests: Sequence[Request], settings: RenderSettings) -> None:
     """Draws what is missing of a fit's images."""
-    draw(fit.export, requests, brush)
+    trainer = pl.Trainer(
+        accelerator=settings.accelerator, devices=1, precision=settings.precision, logger=False,  # type: ignore[arg-type]
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    files = ModelFiles(str(fit.export))
+    load = cache(lambda: StableDiffusion.load(files).to(trainer.strategy.root_device))
+    with trainer.precision_plugin.forward_context():
+        settings.store(files).fill(requests, load, "images of the figures")
+    load.cache_clear()
+    torch.cuda.empty_cache()  # fits in processes of their own follow
 
 
-def are_drawn(fit: Fitted, requests: Sequence[Request], brush: RenderSettings) -> bool:
+def are_drawn(fit: Fit, requests: Sequence[Request], settings: RenderSettings) -> bool:
     """Whether the images of a fit are there."""
-    return finished(fit.folder) and all(path.is_file() for path in images_of(fit.export, requests, brush))
+    return finished(fit.folder) and all(path.is_file() for path in images_of(fit, requests, settings))
 
 
-def subject_of(study: Study, fit: Fitted) -> Subject | None:
+def draw_class_images(argv: Sequence[str]) -> None:
+    """Draws the class images of a variant, with the seed in its arguments."""
+    job = build_job(list(argv))
+    load = cache(lambda: StableDiffusion.load(job.data.files).to(job.trainer.strategy.root_device))
+    with job.trainer.precision_plugin.forward_context():
+        job.data.draw_class_images(load)
+    load.cache_clear()
+    torch.cuda.empty_cache()
+
+
+def subject_of(study: Study, fit: Fit) -> Subject | None:
     """The subject of a dreambench study that a fit has learned."""
     return None if study.spec.dreambench is None else read_subject(Path(study.spec.dreambench.folder), fit.variant)
 
 
 def plan(
-    study: Study, jobs: Mapping[str, DreamBoothCLI], fits: Sequence[Fitted], brushes: Mapping[str, RenderSettings]
+    study: Study, jobs: Mapping[str, Job], fits: Sequence[Fit], settings: Mapping[str, RenderSettings]
 ) -> list[Task]:
-    """The parts of a study, each after those that it needs."""
-    parts, classes = class_parts(study, jobs)
+    """The tasks of a study, each after those that it needs."""
+    tasks, places = class_image_tasks(study, jobs)
     for fit in fits:
-        job, title = jobs[fit.variant], f"{fit.variant}, seed {fit.seed}"
-        do, is_done, cost = partial(do_fit, fit), partial(finished, fit.folder), cost_of_fit(job)
-        needs = tuple(classes[folder] for folder in class_folders(job))
-        parts.append(Task(f"fit {title}", fit.variant, *cost, do, is_done, needs))
-        fitted = len(parts) - 1
+        job = jobs[fit.variant]
+        needs = tuple(places[folder] for folder in class_folders(job))
+        do, is_done = partial(do_fit, fit), partial(finished, fit.folder)
+        tasks.append(Task(f"fit {_title(fit)}", fit.variant, cost_of_fit(job), do, is_done, needs))
+        fitted = len(tasks) - 1
         if requests := requests_of(study, fit.variant):
-            drawn = (fit, requests, brushes[fit.variant])
-            do, is_done, evaluations = partial(do_draw, *drawn), partial(are_drawn, *drawn), evaluations_of(requests)
-            parts.append(Task(f"draw {title}", fit.variant, 0, 0, evaluations, do, is_done, (fitted,)))
+            tasks.append(_drawing_task(fit, requests, settings[fit.variant], fitted))
         if (subject := subject_of(study, fit)) and study.spec.dreambench:
-            run = benchmark_folder(fit, job, subject)
-            words = [f"--benchmark.folder={study.spec.dreambench.folder}", f"--benchmark.subject={subject.name}"]
-            do, is_done = partial(do_test, fit, run, words), partial(finished, run)
-            evaluations = cost_of_test(job, len(subject.prompts))
-            parts.append(Task(f"test {title}", fit.variant, 0, 0, evaluations, do, is_done, (fitted,)))
-    return parts
+            tasks.append(_test_task(fit, job, subject, study.spec.dreambench.folder, fitted))
+    return tasks
 
 
-def class_parts(study: Study, jobs: Mapping[str, DreamBoothCLI]) -> tuple[list[Task], dict[str, int]]:
-    """A part for each set of class images that fits share, and its place by folder: the first seed decides them."""
-    parts: list[Task] = []
+def _title(fit: Fit) -> str:
+    return f"{fit.variant}, seed {fit.seed}"
+
+
+def _drawing_task(fit: Fit, requests: Sequence[Request], settings: RenderSettings, fitted: int) -> Task:
+    drawn, cost = (fit, requests, settings), Cost(evaluations=unet_evaluations(requests))
+    do, is_done = partial(draw_images, *drawn), partial(are_drawn, *drawn)
+    return Task(f"draw {_title(fit)}", fit.variant, cost, do, is_done, (fitted,))
+
+
+def _test_task(fit: Fit, job: Job, subject: Subject, folder: str, fitted: int) -> Task:
+    run, benchmark = benchmark_folder(fit, job, subject), job.callbacks.benchmark
+    argv = [f"--benchmark.folder={folder}", f"--benchmark.subject={subject.name}"]
+    requests = requests_for(subject.prompts, benchmark.seeds, benchmark.settings)
+    cost = Cost(evaluations=unet_evaluations(requests))
+    do, is_done = partial(do_test, fit, run, argv), partial(finished, run)
+    return Task(f"test {_title(fit)}", fit.variant, cost, do, is_done, (fitted,))
+
+
+def class_image_tasks(study: Study, jobs: Mapping[str, Job]) -> tuple[list[Task], dict[str, int]]:
+    """A task for each set of class images that fits share, and its place by folder; the first seed decides them."""
+    tasks: list[Task] = []
     places: dict[str, int] = {}
     for name, job in jobs.items():
-        folders, data = class_folders(job), job.datamodule
+        folders = class_folders(job)
         if not folders or all(folder in places for folder in folders):
             continue
-        places |= {folder: len(parts) for folder in folders if folder not in places}
-        do = partial(do_class_images, study.variants[name].words(study.spec.seeds[0]))
-        evaluations = evaluations_of([request for _, request in data.missing_class_images()])
-        is_done = partial(_nothing, data.missing_class_images)
-        parts.append(Task(f"class images of {name}", name, 0, 0, evaluations, do, is_done))
-    return parts, places
+        places |= {folder: len(tasks) for folder in folders if folder not in places}
+        missing = partial(_missing_class_images, job)
+        cost = Cost(evaluations=unet_evaluations(missing()))
+        do = partial(draw_class_images, study.variants[name].argv(study.spec.seeds[0]))
+        tasks.append(Task(f"class images of {name}", name, cost, do, partial(_none, missing)))
+    return tasks, places
 
 
-def class_folders(job: DreamBoothCLI) -> list[str]:
-    """Where the class images lie that a fit trains on."""
-    data = job.datamodule
-    return [str(concept.class_data_dir) for concept in data.concepts] if data.with_prior else []
+def class_folders(job: Job) -> list[str]:
+    """The folders of the class images that a fit trains on."""
+    return [str(class_images.folder) for class_images in job.data.class_images()]
 
 
-def evaluations_of(requests: Sequence[Request]) -> int:
-    """How often the UNet runs for images."""
-    return sum(map(unet_evaluations, requests))
+def _missing_class_images(job: Job) -> list[Request]:
+    return [missing.request for class_images in job.data.class_images() for missing in class_images.missing()]
 
 
-def _nothing(missing: Callable[[], Sequence[object]]) -> bool:
+def _none(missing: Callable[[], Sequence[object]]) -> bool:
     return not missing()

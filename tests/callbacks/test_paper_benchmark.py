@@ -52,7 +52,7 @@ def test_objects_and_live_subjects_have_prompts_of_their_own(bench: Path) -> Non
     assert read_subject(bench, "blue_dog").class_name == "dog"
 
 
-def test_the_figures_are_those_of_open_clip_on_the_images_it_has_written(
+def test_the_metrics_are_those_of_open_clip_on_the_images_it_has_written(
     here: Path, tested: Run, bench: Path, small_clip: Path
 ) -> None:
     tested()
@@ -70,8 +70,8 @@ def test_the_figures_are_those_of_open_clip_on_the_images_it_has_written(
     assert [row["prompt"] for row in rows(run)[::2]] == ["a sks girl with pink hair", "a photo of a sks girl"]
     summary = json.loads((run / "summary.json").read_text())
     values = [float(row["clip_i"]) for row in rows(run)]
-    assert summary["figures"]["clip_i"]["mean"] == pytest.approx(sum(values) / 4)
-    assert summary["figures"]["clip_i"]["low"] <= summary["figures"]["clip_i"]["mean"]
+    assert summary["metrics"]["clip_i"]["mean"] == pytest.approx(sum(values) / 4)
+    assert summary["metrics"]["clip_i"]["low"] <= summary["metrics"]["clip_i"]["mean"]
     assert "0.668" in (run / "summary.md").read_text()
 
 
@@ -96,7 +96,7 @@ def test_an_interrupted_test_draws_only_what_is_missing_and_ends_in_the_same_num
     ("settings", "message"),
     [
         ({"benchmark__subject": None}, "give benchmark.subject"),
-        ({"benchmark__subject": "green_cat"}, "knows no subject 'green_cat'; it knows red_girl, blue_dog"),
+        ({"benchmark__subject": "green_cat"}, "does not list the subject 'green_cat'; it lists red_girl, blue_dog"),
         ({"benchmark__folder": "nowhere"}, "prompts_and_classes.txt is not there"),
         ({"fidelity__clip_model": None}, "give fidelity.clip_model or fidelity.dino"),
         ({"benchmark__num_images": 0}, "num_images is 0, must be 1 or more"),

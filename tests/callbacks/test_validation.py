@@ -44,18 +44,18 @@ def exports(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "exports").iterdir())
 
 
-FIGURES = ["clip_i", "clip_t", "pres/small", "drift/small", "nearest/small", "div/small", "score"]
+METRICS = ["clip_i", "clip_t", "pres/small", "drift/small", "nearest/small", "div/small", "score"]
 
 
-def test_every_figure_has_its_curve_beside_what_it_could_be_and_what_it_was(here: Path, measured: Run) -> None:
+def test_every_metric_has_its_curve_beside_its_ceiling_and_that_of_the_base(here: Path, measured: Run) -> None:
     measured()
     run = here / "runs/dreambooth"
     curves = scalars(run)
-    for figure in FIGURES:
-        assert [step for step, _ in curves[f"val/{figure}"]] == [0, 2, 4]
-        assert {value for _, value in curves[f"val/{figure}/untuned"]} == {curves[f"val/{figure}"][0][1]}
-    for figure in ("clip_i", "clip_t", "nearest/small"):
-        assert len({value for _, value in curves[f"val/{figure}/ceiling"]}) == 1
+    for metric in METRICS:
+        assert [step for step, _ in curves[f"val/{metric}"]] == [0, 2, 4]
+        assert {value for _, value in curves[f"val/{metric}/base"]} == {curves[f"val/{metric}"][0][1]}
+    for metric in ("clip_i", "clip_t", "nearest/small"):
+        assert len({value for _, value in curves[f"val/{metric}/ceiling"]}) == 1
     assert [step for step, _ in curves["val/loss/instance"]] == [0, 1, 2, 3, 4]
     assert {"val/loss/class/t125", "val/loss/class/t875", "val/seconds"} <= curves.keys()
     assert not {"val/dino", "val/pres", "val/loss/held_out"} & curves.keys()
@@ -94,15 +94,15 @@ def test_validate_repeats_the_last_row_of_fit_from_its_state_and_about_from_its_
 ) -> None:
     measured()
     last = table(here / "runs/dreambooth")[-1]
-    figures = [name for name in last if not name.startswith(("loss", "step"))]
+    metrics = [name for name in last if not name.startswith(("loss", "step"))]
     capsys.readouterr()
     measured("validate", name="state", ckpt_path="runs/dreambooth/states/step-000004.ckpt")
     assert "| clip_i" in capsys.readouterr().out
-    assert table(here / "runs/state")[0] == {name: last[name] for name in figures}
+    assert table(here / "runs/state")[0] == {name: last[name] for name in metrics}
     export = "runs/dreambooth/exports/step-000004"
     measured("validate", name="export", model__pretrained=export, fidelity__base=tiny_sd)
     [row] = table(here / "runs/export")
-    plain = [name for name in figures if not name.startswith("score")]
+    plain = [name for name in metrics if not name.startswith("score")]
     assert [row[name] for name in plain] == pytest.approx([last[name] for name in plain], abs=0.02)
     assert row["drift/small"] > 0
 
@@ -114,7 +114,7 @@ def test_the_untouched_base_does_not_drift_and_scores_nothing(here: Path, measur
     assert (row["score"], row["score/identity"], row["score/class"]) == (0, 0, 1)
 
 
-def test_images_of_the_untuned_model_are_drawn_once_for_all_runs(here: Path, measured: Run) -> None:
+def test_images_of_the_base_model_are_drawn_once_for_all_runs(here: Path, measured: Run) -> None:
     measured(name="one")
     folder = here / "runs/.cache/base_images"
     drawn = {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")}
@@ -129,9 +129,9 @@ def test_the_best_exports_stay_and_say_what_they_score(here: Path, measured: Run
     scores = {int(row["step"]): row["score"] for row in table(run)[1:]}
     best = max(scores, key=lambda step: (scores[step], -step))
     assert exports(run) == sorted({f"step-{best:06d}", "step-000004"})
-    figures = json.loads((run / f"exports/step-{best:06d}/validation.json").read_text())
-    assert figures["score"] == scores[best]
-    assert f"| clip_i | {figures['clip_i']:.3f} |" in (run / f"exports/step-{best:06d}/README.md").read_text()
+    metrics = json.loads((run / f"exports/step-{best:06d}/validation.json").read_text())
+    assert metrics["score"] == scores[best]
+    assert f"| clip_i | {metrics['clip_i']:.3f} |" in (run / f"exports/step-{best:06d}/README.md").read_text()
 
 
 def test_training_stops_when_the_score_no_longer_grows(here: Path, measured: Run) -> None:
@@ -153,7 +153,7 @@ def test_training_stops_when_the_score_no_longer_grows(here: Path, measured: Run
 
 def test_scores_by_other_prompts_no_longer_count_when_a_run_goes_on(here: Path, measured: Run) -> None:
     measured(name="run")
-    with pytest.warns(InputWarning, match="it no longer counts"):
+    with pytest.warns(InputWarning, match="they no longer count"):
         measured(name="run", ckpt_path="last", trainer__max_steps=6, fidelity__seed=5)
     rows = table(here / "runs/run")
     assert [row["step"] for row in rows if "score" in row] == [6]
@@ -183,8 +183,8 @@ def test_a_step_that_a_stop_left_unmeasured_is_measured_when_the_run_goes_on(her
     assert [row["step"] for row in table(here / "runs/parts")] == [0, 1]
     measured(name="parts", ckpt_path="last", **every)
     assert table(here / "runs/parts") == table(here / "runs/whole")
-    figures = [here / f"runs/{name}/exports/step-000002/validation.json" for name in ("whole", "parts")]
-    assert figures[0].read_bytes() == figures[1].read_bytes()
+    metrics = [here / f"runs/{name}/exports/step-000002/validation.json" for name in ("whole", "parts")]
+    assert metrics[0].read_bytes() == metrics[1].read_bytes()
 
 
 def test_several_concepts_show_whose_face_appears_under_whose_prompt(here: Path, measured: Run) -> None:
@@ -216,13 +216,13 @@ def test_held_out_images_are_measured_and_not_trained_on(here: Path, measured: R
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"fidelity__base": "nowhere"}, "nowhere is neither a folder here nor a model"),
+        ({"fidelity__base": "nowhere"}, "nowhere is neither a local folder nor a model"),
         ({"fidelity__clip_model": None, "fidelity__unrelated_prompts": None, "fidelity__patience": 3}, "patience is"),
         ({"fidelity__prompts": "[a photo of a tree]"}, "holds no concept's identifier"),
         ({"fidelity__num_images": 1}, "num_images is 1, must be 2 or more"),
         ({"fidelity__patience": 0}, "patience is 0, must be 1 or more"),
-        ({"fidelity__clip_model": "nowhere"}, "clip_model nowhere is neither a folder here nor a model"),
-        ({"fidelity__dino": "nowhere"}, "dino nowhere is neither a folder here nor a DINO"),
+        ({"fidelity__clip_model": "nowhere"}, "clip_model nowhere is neither a local folder nor a model"),
+        ({"fidelity__dino": "nowhere"}, "dino nowhere is neither a local folder nor a DINO"),
         ({"fidelity__lpips": "nowhere.pth"}, "nowhere.pth is not a file"),
         ({"fidelity__prompts": "[sks]"}, "empty without its identifier"),
         ({"fidelity__prompts": f"[sks {'girl ' * 60}]"}, "reads 48 tokens"),

@@ -6,7 +6,7 @@ from helpers import tiny
 from helpers.datasets import REFERENCE
 from PIL import Image
 
-from lightning_dreambooth.data.checks import check_concept, check_lengths
+from lightning_dreambooth.data.checks import check_concepts, check_lengths
 from lightning_dreambooth.data.concepts import Concept
 from lightning_dreambooth.errors import InputError, InputWarning
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
@@ -26,11 +26,11 @@ from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 def test_a_concept_that_cannot_be_trained_is_refused(here: Path, change: dict, message: str) -> None:
     Path("empty").mkdir()
     with pytest.raises(InputError, match=message):
-        check_concept(Concept(**REFERENCE | change), needs_class=True, resolution_px=32)
+        check_concepts([Concept(**REFERENCE | change)], needs_class=True, resolution_px=32)
 
 
 def test_without_the_prior_no_class_is_needed(here: Path) -> None:
-    check_concept(Concept("a photo of sks girl", "girl"), needs_class=False, resolution_px=32)
+    check_concepts([Concept("a photo of sks girl", "girl")], needs_class=False, resolution_px=32)
 
 
 def add_a_copy() -> None:
@@ -50,18 +50,18 @@ def add_a_note() -> None:
     [
         (add_a_copy, r"girl/00\.png and girl/copy\.jpg are nearly the same image"),
         (add_a_small_one, r"girl/00\.png is 31 x 31 px, smaller than the resolution 32"),
-        (add_a_note, "girl: skipped 1 files that are no images"),
+        (add_a_note, "girl: skipped 1 files that are not images"),
     ],
 )
 def test_images_that_are_hardly_meant_so_are_named(here: Path, change: Callable[[], None], message: str) -> None:
     change()
     with pytest.warns(InputWarning, match=message):
-        check_concept(Concept("sks girl", "girl"), needs_class=False, resolution_px=32)
+        check_concepts([Concept("sks girl", "girl")], needs_class=False, resolution_px=32)
 
 
 def test_an_identifier_that_is_not_in_the_prompt_is_named(here: Path) -> None:
     with pytest.warns(InputWarning, match="the identifier 'sks' does not occur in the prompt 'a girl'"):
-        check_concept(Concept("a girl", "girl", identifier="sks"), needs_class=False, resolution_px=32)
+        check_concepts([Concept("a girl", "girl", identifier="sks")], needs_class=False, resolution_px=32)
 
 
 def test_the_end_of_a_prompt_that_the_model_does_not_see_is_named(model: StableDiffusion) -> None:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,20 +8,21 @@ from helpers import tiny
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from lightning_dreambooth.data.class_images import MANIFEST, ClassImageRecipe
+from lightning_dreambooth.data.class_images import MANIFEST, ClassImageRecipe, ClassImages
 from lightning_dreambooth.data.concepts import Concept
-from lightning_dreambooth.datamodule import class_images
-from lightning_dreambooth.diffusion.sampling import Request, sample
+from lightning_dreambooth.diffusion.requests import Request, SamplingSettings
+from lightning_dreambooth.diffusion.sampling import sample
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 
 CONCEPT = Concept("a photo of sks girl", "girl", "a photo of a girl", "class")
-RECIPE = ClassImageRecipe("a photo of a girl", "ugly", 2, 5.0, "ddim", 32, "fingerprint")
+SETTINGS = SamplingSettings("ugly", 2, 5.0, "ddim")
+RECIPE = ClassImageRecipe("a photo of a girl", SETTINGS, 32, "fingerprint")
 
 
 def fill(model: StableDiffusion, wanted: int, recipe: ClassImageRecipe = RECIPE, seed: int = 0) -> int:
     before = contents()
-    class_images.fill(CONCEPT, wanted, recipe, seed, lambda: model, batch_size=2)
+    ClassImages(CONCEPT, wanted, recipe, seed, batch_size=2).fill(lambda: model)
     return len(contents()) - len(before)
 
 
@@ -51,8 +53,8 @@ def test_class_images_are_topped_up_with_those_a_larger_set_would_have(here: Pat
 def test_a_class_image_is_what_its_manifest_says(here: Path, model: StableDiffusion) -> None:
     fill(model, 2)
     manifest = json.loads(Path("class", MANIFEST).read_text())
-    assert ClassImageRecipe(**manifest["recipe"]) == RECIPE
-    request = Request("a photo of a girl", manifest["seeds"]["00001.png"], "ugly", 2, 5.0, "ddim")
+    assert manifest["recipe"] == RECIPE.as_dict()
+    request = Request("a photo of a girl", manifest["seeds"]["00001.png"], SETTINGS)
     expected = (sample(model, [request], 32)[0] * 255).to(torch.int16)
     drawn = pil_to_tensor(Image.open("class/00001.png")).to(torch.int16)
     assert (drawn - expected).abs().max() <= 1
@@ -60,15 +62,21 @@ def test_a_class_image_is_what_its_manifest_says(here: Path, model: StableDiffus
 
 
 @pytest.mark.parametrize(
-    "change", [{"prompt": "a boy"}, {"model": "another"}, {"steps": 3}, {"resolution_px": 64}, {"negative_prompt": ""}]
+    ("change", "key", "value"),
+    [
+        ({"prompt": "a boy"}, "prompt", "a boy"),
+        ({"model": "another"}, "model", "another"),
+        ({"settings": replace(SETTINGS, steps=3)}, "steps", 3),
+        ({"resolution_px": 64}, "resolution_px", 64),
+        ({"settings": replace(SETTINGS, negative_prompt="")}, "negative_prompt", ""),
+    ],
 )
 def test_class_images_of_another_recipe_are_never_reused_silently(
-    here: Path, model: StableDiffusion, change: dict[str, object]
+    here: Path, model: StableDiffusion, change: dict[str, object], key: str, value: object
 ) -> None:
     fill(model, 2)
     before = contents()
-    ((key, value),) = change.items()
-    with pytest.raises(InputError, match=f"class holds class images made with {key} .*, this run wants {value!r}"):
+    with pytest.raises(InputError, match=f"class holds class images made with {key} .*, this run needs {value!r}"):
         fill(model, 4, RECIPE._replace(**change))
     assert contents() == before
 
@@ -76,7 +84,7 @@ def test_class_images_of_another_recipe_are_never_reused_silently(
 def test_a_manifest_that_is_none_is_refused(here: Path, model: StableDiffusion) -> None:
     fill(model, 1)
     Path("class", MANIFEST).write_text('{"seeds": {}}')
-    with pytest.raises(InputError, match="is no manifest of class images"):
+    with pytest.raises(InputError, match="is not a manifest of class images"):
         fill(model, 2)
 
 
@@ -90,4 +98,4 @@ def test_the_users_own_class_images_count(here: Path, model: StableDiffusion) ->
 
 def test_enough_class_images_need_no_model(here: Path) -> None:
     tiny.images(Path("class"), 3)
-    class_images.fill(CONCEPT, 3, RECIPE, 0, lambda: pytest.fail("the model was loaded"), 2)
+    ClassImages(CONCEPT, 3, RECIPE, 0, 2).fill(lambda: pytest.fail("the model was loaded"))

@@ -28,8 +28,8 @@ def test_options_of_one_concept_are_read(here: Path) -> None:
     [
         ([REFERENCE | {"instance_promt": "x"}], "concept 1: unknown key 'instance_promt'; known are instance_prompt"),
         ([REFERENCE, {"instance_prompt": "x"}], "concept 2: instance_data_dir missing"),
-        ([REFERENCE | {"weight": "2"}], "weight is '2', which is no int"),
-        ([REFERENCE | {"weight": True}], "weight is True, which is no int"),
+        ([REFERENCE | {"weight": "2"}], "weight is '2', must be int"),
+        ([REFERENCE | {"weight": True}], "weight is True, must be int"),
         ([], "must be a list of one or more"),
         ({"instance_prompt": "x"}, "must be a list of one or more"),
     ],

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from lightning_dreambooth.data.concepts import TrainingImage
-from lightning_dreambooth.data.dataset import ConceptImages, PairDataset, ShardedOrder, concept_cycle, views_of
+from lightning_dreambooth.data.dataset import ConceptImages, PairDataset, Pixels, TokenIds, concept_cycle, views_of
+from lightning_dreambooth.data.loading import ShardedOrder
 
 
 def images(name: str, count: int) -> list[TrainingImage]:
@@ -13,8 +14,8 @@ def images(name: str, count: int) -> list[TrainingImage]:
 
 
 def dataset(*concepts: ConceptImages, **settings: object) -> PairDataset:
-    texts = {name: torch.tensor([i]) for i, name in enumerate(["", "girl", "class girl", "dog", "class dog"])}
-    defaults = {"texts": texts, "views": views_of("center", True, 0), "resolution_px": 32, "caption_dropout": 0.0}
+    prompts = {name: torch.tensor([i]) for i, name in enumerate(["", "girl", "class girl", "dog", "class dog"])}
+    defaults = {"prompts": prompts, "views": views_of("center", True, 0), "resolution_px": 32, "caption_dropout": 0.0}
     return PairDataset(concepts, **defaults | settings, seed=0, cache=None)  # type: ignore[arg-type]
 
 
@@ -58,15 +59,17 @@ def test_instance_rows_come_first(here: Path) -> None:
     real = [TrainingImage(path, "girl") for path in sorted(Path("girl").glob("*.png"))]
     data = dataset(ConceptImages(real[:2], [TrainingImage(image.path, "class girl") for image in real[2:]]))
     batch = data.collate([data[i] for i in range(4)])
-    assert batch.texts.flatten().tolist() == [1, 1, 1, 1, 2, 2, 2, 2]
-    assert batch.images.shape == (8, 3, 32, 32)
-    assert batch.numbers == [0, 1, 2, 3]
+    assert batch.prompts.values.flatten().tolist() == [1, 1, 1, 1, 2, 2, 2, 2]
+    assert batch.images.values.shape == (8, 3, 32, 32)
+    assert batch.indices == [0, 1, 2, 3]
+    assert batch.halves == ("instance", "class")
+    assert (type(batch.images), type(batch.prompts)) == (Pixels, TokenIds)
 
 
 def test_a_dropped_caption_is_the_empty_prompt(here: Path) -> None:
     real = [TrainingImage(path, "girl") for path in sorted(Path("girl").glob("*.png"))]
     data = dataset(ConceptImages(real, []), caption_dropout=0.3)
-    dropped = [int(data[i].rows[0].text) == 0 for i in range(400)]
+    dropped = [data[i].rows[0].prompt == "" for i in range(400)]
     assert abs(sum(dropped) / 400 - 0.3) < 4 * (0.3 * 0.7 / 400) ** 0.5
 
 

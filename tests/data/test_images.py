@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lightning_dreambooth.data.images import View, crop, list_images, read_caption, read_image, tile, write_png
+from lightning_dreambooth.data.images import View, crop, list_images, read_caption, read_image, write_png
 from lightning_dreambooth.errors import InputError
 
 
@@ -86,12 +86,6 @@ def test_a_flipped_view_mirrors_the_same_crop() -> None:
     image = Image.effect_noise((20, 20), 60).convert("RGB")
     plain, flipped = (np.asarray(crop(image, 16, View(flip))) for flip in (False, True))
     assert np.array_equal(plain, flipped[:, ::-1])
-
-
-def test_tile_puts_images_row_by_row() -> None:
-    grid = tile([Image.new("RGB", (4, 4), (i, i, i)) for i in range(6)], columns=3, labels=["first", "second"])
-    assert grid.size == (3 * 6 + 2, 2 * (4 + 2 + 14) + 2)
-    assert grid.getpixel((2 + 6, 2 + 14 + 20)) == (4, 4, 4)
 
 
 def test_a_png_tells_how_it_was_made(tmp_path: Path) -> None:

@@ -46,20 +46,20 @@ def test_min_snr_weight_times_error_is_clamped_snr_times_x0_error(kind: str) -> 
     torch.testing.assert_close(weighted, (clamped * x0_error).float(), rtol=2e-3, atol=1e-6)
 
 
-def test_first_half_of_the_rows_is_instance_second_half_is_prior() -> None:
-    loss = prior_preservation_loss(torch.tensor([1.0, 3.0, 10.0, 30.0]), prior_weight=0.5)
+def test_the_loss_is_the_instance_mean_plus_the_weighted_prior_mean() -> None:
+    loss = prior_preservation_loss(torch.tensor([1.0, 3.0]), torch.tensor([10.0, 30.0]), prior_weight=0.5)
     assert (loss.instance, loss.prior, loss.total) == (2, 20, 12)
 
 
-def test_without_prior_every_row_is_instance() -> None:
-    loss = prior_preservation_loss(torch.tensor([1.0, 3.0, 5.0]), prior_weight=0.0)
+def test_without_class_rows_the_loss_is_the_instance_mean() -> None:
+    loss = prior_preservation_loss(torch.tensor([1.0, 3.0, 5.0]), None, prior_weight=0.0)
     assert (loss.total, loss.instance, loss.prior) == (3, 3, None)
 
 
 def test_loss_gradient_is_linear_in_the_prior_weight() -> None:
     def gradient(prior_weight: float) -> torch.Tensor:
         prediction = LATENTS.clone().requires_grad_()
-        prior_preservation_loss(squared_error(prediction, NOISE), prior_weight).total.backward()
+        prior_preservation_loss(*squared_error(prediction, NOISE).chunk(2), prior_weight).total.backward()
         return prediction.grad
 
     one, three = gradient(1.0), gradient(3.0)

@@ -110,11 +110,11 @@ def test_a_text_is_too_long_from_the_first_token_that_is_cut(clip: Clip) -> None
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Clip("ViT-Z-99"), "neither a folder here nor a model"),
+        (lambda: Clip("ViT-Z-99"), "neither a local folder nor a model"),
         (lambda: Clip("ViT-B-32-quickgelu", "opnai"), "known are openai"),
         (lambda: Clip("ViT-B-32-quickgelu", "weights.bin"), "known are openai"),
-        (lambda: Dino("vit_of_nobody"), "neither a folder here nor a DINO"),
-        (lambda: Dino("resnet50"), "neither a folder here nor a DINO"),
+        (lambda: Dino("vit_of_nobody"), "neither a local folder nor a DINO"),
+        (lambda: Dino("resnet50"), "neither a local folder nor a DINO"),
         (lambda: Dino("tests"), "config.json and weights in safetensors"),
         (lambda: Lpips("alexnet.pth"), "is not a file"),
     ],

@@ -6,16 +6,21 @@ import torch
 from torchvision.transforms.functional import to_pil_image
 
 from lightning_dreambooth.data.concepts import Concept
-from lightning_dreambooth.evaluation.encoders import Clip, Dino
-from lightning_dreambooth.evaluation.evaluator import FidelityEvaluator
-from lightning_dreambooth.evaluation.prompts import Protocol
+from lightning_dreambooth.diffusion.requests import SamplingSettings
+from lightning_dreambooth.evaluation import metrics
+from lightning_dreambooth.evaluation.encoders import Clip, Dino, Encoders
+from lightning_dreambooth.evaluation.evaluator import FidelityEvaluator, InstanceSet
+from lightning_dreambooth.evaluation.prompts import EvaluationPrompts
+from lightning_dreambooth.evaluation.score import score
 
 CONCEPTS = [
     Concept("a photo of sks girl", "girl", "a photo of a girl", "class", "sks"),
     Concept("a photo of pink girl", "other", "a photo of a girl", "class", "pink"),
 ]
-PROTOCOL = Protocol(["a photo of sks girl", "a photo of sks", "a photo of pink girl"], ["a boy"], range(2),
-                    ("", 2, 2.0, "dpm++"), 4)  # fmt: skip
+PROMPTS = EvaluationPrompts(
+    ["a photo of sks girl", "a photo of sks", "a photo of pink girl"], ["a boy"], range(2),
+    SamplingSettings("", 2, 2.0, "dpm++"),
+)  # fmt: skip
 
 
 def images(count: int, seed: int) -> torch.Tensor:
@@ -46,17 +51,17 @@ def dino(small_dino: Path) -> Dino:
 
 
 @pytest.mark.parametrize("with_dino", [False, True])
-def test_every_figure_is_what_numpy_makes_of_the_images_it_names(clip: Clip, dino: Dino, with_dino: bool) -> None:
-    probes = PROTOCOL.probes(CONCEPTS)
+def test_every_metric_is_what_numpy_makes_of_the_images_it_names(clip: Clip, dino: Dino, with_dino: bool) -> None:
+    probes = PROMPTS.probes(CONCEPTS)
     assert [probe.kind for probe in probes] == ["instance"] * 6 + ["class"] * 2 + ["unrelated"] * 2
     before, after = images(len(probes), 1), images(len(probes), 2)
     faces = [images(4, 3), images(3, 4)]
     texts = [["a photo of girl"] * 4, ["a photo of girl"] * 3]
     shown = [[to_pil_image(face) for face in each] for each in faces]
-    judge = FidelityEvaluator(
-        probes, CONCEPTS, shown, texts, before, clip, dino if with_dino else None, None, torch.device("cpu")
-    )
-    figures = judge.measure(after)
+    instances = [InstanceSet(images, own) for images, own in zip(shown, texts, strict=True)]
+    encoders = Encoders(clip, dino if with_dino else None)
+    evaluator = FidelityEvaluator(probes, CONCEPTS, instances, before, encoders, torch.device("cpu"))
+    measured_all = evaluator.measure(after)
 
     def embedded(encoder: Clip | Dino) -> list[np.ndarray]:
         return [unit(encoder.images([to_pil_image(each) for each in some])) for some in (after, before, *faces)]
@@ -92,25 +97,21 @@ def test_every_figure_is_what_numpy_makes_of_the_images_it_names(clip: Clip, din
         f"pres{tail}": ceiling["dino" if with_dino else "clip_i"],
         f"nearest{tail}": (off_diagonal(one @ one.T).max(1).mean() + off_diagonal(two @ two.T).max(1).mean()) / 2,
     }
-    measured = {name: value for name, value in figures.items() if not name.startswith(("score", "dino/"))}
+    measured = {name: value for name, value in measured_all.items() if not name.startswith(("score", "dino/"))}
     assert measured == pytest.approx(expected, abs=1e-6)
-    assert judge.ceiling == pytest.approx(ceiling, abs=1e-6)
+    assert evaluator.ceiling == pytest.approx(ceiling, abs=1e-6)
 
 
-def test_the_score_is_the_harmonic_mean_of_the_ways_that_are_there(clip: Clip) -> None:
-    probes = PROTOCOL.probes(CONCEPTS)
-    faces = [[to_pil_image(face) for face in images(3, seed)] for seed in (3, 4)]
-    texts = [["a girl"] * 3] * 2
-    judge = FidelityEvaluator(
-        probes, CONCEPTS, faces, texts, images(len(probes), 1), clip, None, None, torch.device("cpu")
-    )
-    judge.ceiling["clip_i"] = 0.9
-    judge.untuned = {"clip_i": 0.5, "clip_t": judge._floor() + 0.1, "pres/small": 0.4}
-    half = {"clip_i": 0.7, "clip_t": judge._floor() + 0.05, "pres/small": 0.5}
-    assert judge.score(half) == pytest.approx(
-        {"score": 3 / (1 / 0.5 + 1 / 0.5 + 1 / 0.8), "score/identity": 0.5, "score/prompt": 0.5, "score/class": 0.8}
-    )
-    judge.untuned |= {"clip_t": judge._floor() + 0.01, "pres/small": 0.89}
-    assert judge.score(half) == pytest.approx({"score": 0.5, "score/identity": 0.5})
-    judge.untuned["clip_i"] = 0.89
-    assert judge.score(half) == {}
+def test_the_score_compares_the_metrics_that_it_names(clip: Clip) -> None:
+    probes = PROMPTS.probes(CONCEPTS)
+    faces = [InstanceSet([to_pil_image(face) for face in images(3, seed)], ["a girl"] * 3) for seed in (3, 4)]
+    evaluator = FidelityEvaluator(probes, CONCEPTS, faces, images(len(probes), 1), Encoders(clip), torch.device("cpu"))
+    measured = evaluator.measure(images(len(probes), 2))
+    base_texts = metrics.cosines(evaluator.base_embeddings["clip"][:6], evaluator.texts[8:])
+    parts = {"identity": "clip_i", "prompt": "clip_t", "class": "pres/small"}
+    expected = score(
+        {part: measured[name] for part, name in parts.items()},
+        {part: evaluator.base[name] for part, name in parts.items()},
+        evaluator.ceiling["clip_i"], float(base_texts.mean()),
+    )  # fmt: skip
+    assert {name: value for name, value in measured.items() if name.startswith("score")} == pytest.approx(expected)

@@ -66,31 +66,6 @@ def test_diversity_compares_images_of_one_group_only() -> None:
     assert metrics.diversity([torch.cat([east[:1], north[:1]])]) == pytest.approx(1)
 
 
-def test_a_way_is_done_between_its_ends() -> None:
-    assert [metrics.fraction_of_range(value, 0.2, 0.6) for value in (0.1, 0.2, 0.3, 0.6, 0.9)] == pytest.approx(
-        [0, 0, 0.25, 1, 1]
-    )
-
-
-def test_the_balance_is_the_harmonic_mean_and_zero_if_a_part_is() -> None:
-    assert metrics.balance({"a": 0.5, "b": 1.0}) == pytest.approx(2 / 3)
-    assert metrics.balance({"a": 0.0, "b": 1.0}) == 0
-    assert metrics.balance({"a": 0.3}) == pytest.approx(0.3)
-
-
-def test_the_interval_covers_the_true_mean_about_nineteen_times_in_twenty() -> None:
-    chance = np.random.default_rng(0)
-    covered = 0
-    for trial in range(300):
-        low, high = metrics.bootstrap_interval(chance.normal(size=40).tolist(), seed=trial, resamples=400)
-        covered += low <= 0 <= high
-    assert 0.90 <= covered / 300 <= 0.98
-
-
-def test_the_interval_of_one_value_is_that_value() -> None:
-    assert metrics.bootstrap_interval([0.25]) == (0.25, 0.25)
-
-
 def test_what_cannot_be_compared_is_refused(rows: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="no embeddings"):
         metrics.similarity(rows, rows[:0])

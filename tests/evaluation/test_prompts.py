@@ -1,16 +1,21 @@
 import pytest
 
 from lightning_dreambooth.data.concepts import Concept
-from lightning_dreambooth.diffusion.sampling import Request
+from lightning_dreambooth.diffusion.requests import Request, SamplingSettings
 from lightning_dreambooth.errors import InputError
-from lightning_dreambooth.evaluation.prompts import Protocol, StatedPrompt, concept_of, unet_evaluations, without
+from lightning_dreambooth.evaluation.prompts import EvaluationPrompts, StatedPrompt, concept_of, strip_identifier
 
 GIRL = Concept("a photo of sks girl", "girl", "a photo of a girl", "class", "sks")
 BOY = Concept("a photo of zwx boy", "boy", "a photo of a boy", "class", "zwx")
 
 
-def protocol(prompts: list[str | StatedPrompt] | None = None, unrelated: list[str] | None = None) -> Protocol:
-    return Protocol(prompts, unrelated or [], range(7, 9), ("ugly", 3, 2.0, "dpm++"), 4, None)
+SETTINGS = SamplingSettings("ugly", 3, 2.0, "dpm++")
+
+
+def evaluation_prompts(
+    prompts: list[str | StatedPrompt] | None = None, unrelated: list[str] | None = None
+) -> EvaluationPrompts:
+    return EvaluationPrompts(prompts, unrelated or [], range(7, 9), SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -26,15 +31,15 @@ def protocol(prompts: list[str | StatedPrompt] | None = None, unrelated: list[st
     ],
 )
 def test_the_identifier_goes_as_a_word_and_its_style_as_a_phrase(prompt: str, text: str) -> None:
-    assert without("sks", prompt) == text
+    assert strip_identifier(prompt, "sks") == text
 
 
 def test_without_an_identifier_a_prompt_stays_as_it_is() -> None:
-    assert without(None, "a photo of  sks girl") == "a photo of  sks girl"
+    assert strip_identifier("a photo of  sks girl", None) == "a photo of  sks girl"
 
 
 def test_prompts_default_to_the_concepts_own_and_their_classes() -> None:
-    probes = protocol().probes([GIRL, BOY])
+    probes = evaluation_prompts().probes([GIRL, BOY])
     assert [(p.kind, p.concept, p.request.prompt, p.text) for p in probes[::2]] == [
         ("instance", 0, "a photo of sks girl", "a photo of girl"),
         ("instance", 1, "a photo of zwx boy", "a photo of boy"),
@@ -42,11 +47,11 @@ def test_prompts_default_to_the_concepts_own_and_their_classes() -> None:
         ("class", 1, "a photo of a boy", "a photo of a boy"),
     ]
     assert [p.request.seed for p in probes[:2]] == [7, 8]
-    assert probes[0].request == Request("a photo of sks girl", 7, "ugly", 3, 2.0, "dpm++")
+    assert probes[0].request == Request("a photo of sks girl", 7, SETTINGS)
 
 
 def test_a_prompt_may_state_its_own_text() -> None:
-    probes = protocol([StatedPrompt("sks in the rain", "a girl in the rain")]).probes([GIRL])
+    probes = evaluation_prompts([StatedPrompt("sks in the rain", "a girl in the rain")]).probes([GIRL])
     assert probes[0].text == "a girl in the rain"
 
 
@@ -65,18 +70,15 @@ def test_an_instance_prompt_belongs_to_its_own_concept_also_if_another_has_the_s
 
 
 def test_a_class_prompt_among_the_prompts_is_measured_as_class_and_nothing_is_drawn_twice() -> None:
-    probes = protocol(["a photo of sks girl", "a photo of a girl", "a photo of sks girl"]).probes([GIRL])
+    probes = evaluation_prompts(["a photo of sks girl", "a photo of a girl", "a photo of sks girl"]).probes([GIRL])
     assert [(probe.kind, probe.request.seed) for probe in probes] == [
         ("instance", 7), ("instance", 8), ("class", 7), ("class", 8)
     ]  # fmt: skip
 
 
 def test_a_class_that_two_concepts_share_is_drawn_once() -> None:
-    probes = protocol(unrelated=["a tree"]).probes([GIRL, Concept("a zwx", "x", "a photo of a girl", "class", "zwx")])
+    probes = evaluation_prompts(unrelated=["a tree"]).probes(
+        [GIRL, Concept("a zwx", "x", "a photo of a girl", "class", "zwx")]
+    )
     assert [p.request.prompt for p in probes if p.kind == "class"] == ["a photo of a girl"] * 2
     assert [p.request.prompt for p in probes if p.kind == "unrelated"] == ["a tree"] * 2
-
-
-def test_guidance_doubles_the_cost_of_a_image() -> None:
-    assert unet_evaluations(Request("", 0, steps=12, guidance_scale=7.5)) == 24
-    assert unet_evaluations(Request("", 0, steps=12, guidance_scale=1.0)) == 12

@@ -33,7 +33,7 @@ class Recorder(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Called by Lightning."""
-        self.numbers.append(batch.numbers)
+        self.numbers.append(batch.indices)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Called by Lightning."""

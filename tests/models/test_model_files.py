@@ -12,12 +12,12 @@ from lightning_dreambooth.models.model_files import ModelFiles, fingerprint, loc
 def test_a_missing_part_is_named(tiny_sd: Path, tmp_path: Path, part: str) -> None:
     shutil.copytree(tiny_sd, tmp_path / "broken")
     shutil.rmtree(tmp_path / "broken" / part)
-    with pytest.raises(InputError, match=f"broken lacks {part}/"):
+    with pytest.raises(InputError, match=f"broken misses {part}/"):
         locate(str(tmp_path / "broken"))
 
 
 def test_a_name_that_is_no_folder_and_no_hub_id_is_refused() -> None:
-    with pytest.raises(InputError, match="no/such/model is neither a folder here nor a model"):
+    with pytest.raises(InputError, match="no/such/model is neither a local folder nor a model"):
         locate("no/such/model")
 
 
@@ -41,5 +41,5 @@ def test_an_unknown_prediction_type_is_refused(tiny_sd: Path, tmp_path: Path) ->
     shutil.copytree(tiny_sd, tmp_path / "sd")
     config = tmp_path / "sd/scheduler/scheduler_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "sample"}))
-    with pytest.raises(InputError, match="predicts 'sample'; can be trained: epsilon, v_prediction"):
+    with pytest.raises(InputError, match="predicts 'sample'; supported are epsilon, v_prediction"):
         locate(str(tmp_path / "sd"))

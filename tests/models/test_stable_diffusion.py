@@ -8,7 +8,7 @@ from helpers import tiny
 from safetensors import safe_open
 
 from lightning_dreambooth.errors import InputError
-from lightning_dreambooth.models.model_files import locate, locate_vae
+from lightning_dreambooth.models.model_files import ModelFiles
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 
 PICTURES = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -35,7 +35,7 @@ def test_decoding_matches_diffusers(model: StableDiffusion, tiny_sd: Path) -> No
 def test_embedding_equal_prompts_once_changes_nothing(model: StableDiffusion) -> None:
     ids = model.tokenize(["a photo of sks girl", "a boy", "a photo of sks girl"])
     expected = torch.cat([model.text_encoder(row[None])[0] for row in ids])
-    torch.testing.assert_close(model.embed(ids), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(model.embed(ids).hidden_states, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_prompts_are_padded_to_the_full_length_as_the_pipeline_pads_them(model: StableDiffusion) -> None:
@@ -55,13 +55,13 @@ def test_a_plain_pipeline_loads_a_saved_model_and_draws(
 
 def test_saving_and_loading_gives_the_same_weights(model: StableDiffusion, tmp_path: Path) -> None:
     model.save(tmp_path / "saved", torch.float32)
-    again = StableDiffusion.load(locate(str(tmp_path / "saved")))
+    again = StableDiffusion.load(ModelFiles(str(tmp_path / "saved")))
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
 
 
 def test_half_precision_files_load_as_full_precision_masters(model: StableDiffusion, tmp_path: Path) -> None:
     model.save(tmp_path / "saved", torch.float16)
-    again = StableDiffusion.load(locate(str(tmp_path / "saved")))
+    again = StableDiffusion.load(ModelFiles(str(tmp_path / "saved")))
     assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
 
 
@@ -82,15 +82,15 @@ def test_a_variant_is_loaded_by_its_name(model: StableDiffusion, tmp_path: Path)
     model.save(tmp_path / "saved", torch.float16)
     for file in list((tmp_path / "saved").rglob("*.safetensors")):
         file.rename(file.with_suffix(".fp16.safetensors"))
-    StableDiffusion.load(locate(str(tmp_path / "saved"), variant="fp16"), variant="fp16")
-    with pytest.raises(InputError, match=r"lacks unet/diffusion_pytorch_model\.safetensors"):
-        locate(str(tmp_path / "saved"))
+    StableDiffusion.load(ModelFiles(str(tmp_path / "saved"), variant="fp16"))
+    with pytest.raises(InputError, match=r"misses unet/diffusion_pytorch_model\.safetensors"):
+        _ = ModelFiles(str(tmp_path / "saved")).folder
 
 
 def test_another_vae_replaces_the_models_own(tiny_sd: Path, tmp_path: Path) -> None:
     other = tiny.stable_diffusion(tmp_path / "other", seed=1)
     for folder in (other, other / "vae"):
-        loaded = StableDiffusion.load(tiny_sd, locate_vae(str(folder))).vae.state_dict()
+        loaded = StableDiffusion.load(ModelFiles(str(tiny_sd), vae=str(folder))).vae.state_dict()
         own = AutoencoderKL.from_pretrained(other, subfolder="vae", low_cpu_mem_usage=False).state_dict()
         assert all(torch.equal(value, loaded[name]) for name, value in own.items())
 

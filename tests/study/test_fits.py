@@ -27,8 +27,8 @@ def name(here: Path, tiny_sd: Path, small_clip: Path) -> Name:
 
     def name(**changes: object) -> str:
         changed = common | {key.replace("__", "."): value for key, value in changes.items()}
-        variant = Variant("a", "fit.yaml", changed, {})
-        return fit_of("mine", variant, 1, build_job(variant.words(1))).name
+        variant = Variant("a", ["fit.yaml"], changed, {})
+        return fit_of("mine", variant, 1, build_job(variant.argv(1))).name
 
     return name
 
@@ -83,7 +83,7 @@ def test_a_test_is_named_by_how_it_is_drawn(name: Name, here: Path, tiny_sd: Pat
     subject = Subject("mug", "cup", sorted((here / "girl").iterdir()), ["a {0} {1}"])
     words = ["--config=fit.yaml", f"--model.pretrained={tiny_sd}", "--model.prior_weight=0", "--trainer.max_steps=1"]
     words += ["--data.instance_data_dir=girl", "--data.instance_prompt=a photo of x"]
-    variant = Variant("a", "fit.yaml", {}, {})
+    variant = Variant("a", ["fit.yaml"], {}, {})
     found = set()
     for more in ([], ["--benchmark.steps=3"]):
         job = build_job([*words, *more])

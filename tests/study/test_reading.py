@@ -18,7 +18,7 @@ Read = Callable[..., Study]
 def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
     """Reads a study file with the given content."""
     monkeypatch.chdir(tmp_path)
-    for name in ("fit", "fit_a", "fit_b"):
+    for name in ("fit", "fit_a", "fit_b", "more"):
         Path(f"{name}.yaml").touch()
 
     def read(**content: object) -> Study:
@@ -37,7 +37,7 @@ def test_every_combination_of_a_grid_is_a_variant(read: Read) -> None:
     variants = read(grid=grid, overrides={"data.flip": True}).variants
     assert list(variants) == [f"lr={lr},num_instance_images={n}" for lr in ("1.0e-05", "0.0001") for n in (4, 16)]
     assert variants["lr=0.0001,num_instance_images=4"].settings == {"lr": 1e-4, "num_instance_images": 4}
-    words = variants["lr=0.0001,num_instance_images=4"].words(7)
+    words = variants["lr=0.0001,num_instance_images=4"].argv(7)
     assert words == [
         "--config=fit.yaml", "--data.flip=true", "--model.optimizer.init_args.lr=0.0001",
         "--data.num_instance_images=4", "--seed_everything=7",
@@ -74,7 +74,24 @@ def test_what_is_left_empty_is_as_if_it_were_not_there(read: Read) -> None:
 
 def test_the_config_may_depend_on_the_variant(read: Read) -> None:
     variants = read(config="fit_{variant}.yaml", variants={"a": {}, "b": {}}).variants
-    assert [each.config for each in variants.values()] == ["fit_a.yaml", "fit_b.yaml"]
+    assert [each.configs for each in variants.values()] == [["fit_a.yaml"], ["fit_b.yaml"]]
+
+
+def test_a_study_takes_layers_which_come_in_order_and_before_all_values(read: Read) -> None:
+    overrides = {"data.flip": True, "config": "fit_{variant}.yaml"}
+    study = read(overrides=overrides, variants={"a": {}, "b": {"config": "more.yaml", "data.flip": False}})
+    assert study.variants["a"].argv(7) == [
+        "--config=fit.yaml", "--config=fit_a.yaml", "--data.flip=true", "--seed_everything=7",
+    ]  # fmt: skip
+    assert study.variants["b"].argv(7) == [
+        "--config=fit.yaml", "--config=fit_b.yaml", "--config=more.yaml", "--data.flip=false", "--seed_everything=7",
+    ]  # fmt: skip
+
+
+def test_layers_are_values_of_a_grid_too(read: Read) -> None:
+    variants = read(grid={"config": ["fit_a.yaml", "fit_b.yaml"]}).variants
+    assert [each.configs[1] for each in variants.values()] == ["fit_a.yaml", "fit_b.yaml"]
+    assert list(variants) == ["config=fit_a.yaml", "config=fit_b.yaml"]
 
 
 def test_rows_are_every_combination_and_share_the_noise_of_their_columns(read: Read) -> None:
@@ -84,7 +101,8 @@ def test_rows_are_every_combination_and_share_the_noise_of_their_columns(read: R
         {"prompt": prompt, "guidance_scale": scale} for prompt in ("x", "y") for scale in (4.0, 7.5)
     ]
     assert {tuple(request.seed for request in row.requests) for row in rows} == {(10, 11, 12)}
-    assert {(request.negative_prompt, request.steps) for row in rows for request in row.requests} == {("ugly", 9)}
+    settings = {request.settings for row in rows for request in row.requests}
+    assert {(own.negative_prompt, own.steps) for own in settings} == {("ugly", 9)}
 
 
 def test_variants_are_an_axis_of_a_figure(read: Read) -> None:
@@ -112,13 +130,15 @@ def test_a_study_takes_what_it_does_not_say_from_the_one_it_extends(read: Read) 
     ("content", "said"),
     [
         ({"confg": "fit.yaml"}, "confg"),
-        ({"config": "nowhere.yaml"}, "config nowhere.yaml is not a file here"),
+        ({"config": "nowhere.yaml"}, "config nowhere.yaml of variant mine is not a file here"),
+        ({"variants": {"a": {"config": "nowhere.yaml"}}}, "config nowhere.yaml of variant a is not a file here"),
+        ({"variants": {"a": {"config": ["fit.yaml"]}}}, "config ['fit.yaml'] of variant a is not a file here"),
         ({"seeds": []}, "seeds is [], must be one or more different numbers"),
         ({"seeds": [1, 1]}, "seeds is [1, 1], must be one or more different numbers"),
         ({"seeds": [1, -1]}, "must be one or more different numbers of 0 or more"),
         ({"overrides": {"seed_everything": 3}}, "seed_everything is given by seeds"),
         ({"grid": {"data.flip": []}}, "grid has no values for data.flip"),
-        ({"variants": {True: {}}}, "the key True is no text to YAML"),
+        ({"variants": {True: {}}}, "the key True is not text in YAML"),
         ({"resources": {"cpus": 4}}, "resources has cpus; it takes num_cpus and num_gpus"),
         ({"seeds": "x"}, "seeds"),
         ({"variants": {"a b": {}}}, "'a b' cannot name a folder"),

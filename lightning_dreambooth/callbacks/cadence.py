@@ -1,0 +1,18 @@
+"""When callbacks act: at optimizer steps, every so many of them, and not in a run that is being stopped."""
+
+import pytorch_lightning as pl
+
+
+def completes_step(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Whether this micro-batch completed an optimizer step."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
+def due(trainer: pl.Trainer, every_n_steps: int) -> bool:
+    """Whether something is due every so many optimizer steps, and at the last one."""
+    return trainer.global_step % every_n_steps == 0 or trainer.global_step == trainer.max_steps
+
+
+def ends_early(trainer: pl.Trainer) -> bool:
+    """Whether the run is being stopped before its last step, so that only its state matters."""
+    return trainer.should_stop and trainer.global_step != trainer.max_steps

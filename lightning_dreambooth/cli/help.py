@@ -1,0 +1,67 @@
+"""Help that fits on a few screens: an overview of the verbs, and one line for each of our own keys."""
+
+import inspect
+import shutil
+from typing import Any
+
+from docstring_parser import parse
+
+from lightning_dreambooth.cli.arguments import SECTIONS, TOOLS, VERBS
+
+HELP = ("-h", "--help")
+ALL = "--help=all"
+TRAINER = {  # of Lightning's many, those that most runs give
+    "max_steps": "Length of the training in optimizer steps.",
+    "precision": "32, bf16-mixed or 16-mixed.",
+    "devices": "How many devices; with more than one also --trainer.strategy ddp.",
+    "accumulate_grad_batches": "Micro-batches per optimizer step.",
+}
+
+
+def overview(prog: str) -> str:
+    """The verbs and tools, a line each."""
+    names = VERBS | TOOLS
+    width = max(map(len, names))
+    lines = [f"  {name.ljust(width)}  {text}" for name, text in names.items()]
+    return "\n".join(
+        [
+            f"usage: {prog} VERB [-c CONFIG ...] [--SECTION.KEY VALUE ...]",
+            "",
+            *lines,
+            "",
+            f"{prog} VERB --help says more.",
+        ]
+    )
+
+
+def short_help(prog: str, verb: str) -> str:
+    """What a verb does, and each of our keys with its default and the beginning of its meaning."""
+    lines = [
+        f"usage: {prog} {verb} [-c CONFIG ...] [--SECTION.KEY VALUE ...]", "", f"{verb}: {VERBS[verb]}.",
+        "Configs are merged in order, and keys on the command line win. --print_config shows what a run would use.",
+        f"{prog} {verb} {ALL} lists everything in full, Lightning's Trainer included.",
+    ]  # fmt: skip
+    for section, kind in SECTIONS.items():
+        meanings = {entry.arg_name: entry.description or "" for entry in parse(str(kind.__doc__)).params}
+        parameters = inspect.signature(kind).parameters
+        keys = {name: _default(parameters[name].default) for name in meanings if "Linked" not in meanings[name]}
+        lines += ["", f"{section}:", *(_line(section, key, default, meanings[key]) for key, default in keys.items())]
+    lines += ["", "trainer:", *(_line("trainer", key, "", meaning) for key, meaning in TRAINER.items())]
+    return "\n".join(lines)
+
+
+def full_help(argv: list[str]) -> list[str]:
+    """The arguments with `--help=all` as the parser knows it."""
+    return [HELP[1] if word == ALL else word for word in argv]
+
+
+def _default(value: Any) -> str:
+    if callable(value):
+        return "..."
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _line(section: str, key: str, default: str, meaning: str) -> str:
+    columns = max(80, shutil.get_terminal_size((120, 24)).columns)
+    line = f"{f'  --{section}.{key} {default}'.ljust(46)} {' '.join(meaning.split())}"
+    return line if len(line) <= columns else f"{line[: columns - 4].rstrip()} ..."

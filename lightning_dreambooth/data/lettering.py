@@ -1,0 +1,80 @@
+"""Text for images: a font with Hangul that every machine has, lines that fit, and how they are drawn. Plain PIL."""
+
+import unicodedata
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from io import BytesIO
+from math import ceil
+
+from PIL import Image, ImageDraw, ImageFont
+from PIL.ImageFont import FreeTypeFont
+
+FONT = "fonts/Pretendard-Regular.otf"  # what it is and where it is from: fonts/README.md
+INK, PAPER = "black", "white"
+ELLIPSIS = "…"
+
+
+@cache
+def load_font(size_px: int) -> FreeTypeFont:
+    """The font that comes with the package, in a size; read when it is first needed."""
+    file = BytesIO((files("lightning_dreambooth.data") / FONT).read_bytes())
+    # Raqm would place letters more finely, but not every Pillow has it: equal texts are to give equal pixels.
+    return ImageFont.truetype(file, size_px, layout_engine=ImageFont.Layout.BASIC)
+
+
+def line_height(font: FreeTypeFont) -> int:
+    """Pixels from one line to the next, of which some stay free below it."""
+    return sum(font.getmetrics()) + round(font.size / 6)
+
+
+def drawable(text: str) -> str:
+    """Any text => one line without what has no shape of its own.
+
+    Syllables that a Mac has taken apart are put together again; line breaks become spaces; joiners, variation
+    selectors and half characters go. What the font lacks stays, and is drawn as a striped box.
+    """
+    shown = "".join(letter for letter in text if letter.isspace() or not _shapeless(letter))
+    return unicodedata.normalize("NFC", " ".join(shown.split()))
+
+
+def _shapeless(letter: str) -> bool:
+    return unicodedata.category(letter) in ("Cc", "Cf", "Cs") or 0xFE00 <= ord(letter) <= 0xFE0F
+
+
+def wrap(text: str, font: FreeTypeFont, width_px: int, max_lines: int) -> list[str]:
+    """Text => lines of that width at most; if they are too few for it, the last one ends in an ellipsis."""
+    lines: list[str] = []
+    rest = drawable(text)
+    while rest:
+        end = _fitting(rest, font, width_px)
+        if end < len(rest) and len(lines) == max_lines - 1:
+            end = _fitting(rest, font, width_px, ELLIPSIS)
+            return [*lines, rest[:end].rstrip() + ELLIPSIS] if end >= 0 else lines
+        if end < 1:  # not even a letter fits
+            return lines
+        if end < len(rest) and (space := rest.rfind(" ", 0, end + 1)) > 0:
+            end = space
+        lines.append(rest[:end].rstrip())
+        rest = rest[end:].lstrip()
+    return lines
+
+
+def _fitting(text: str, font: FreeTypeFont, width_px: int, ending: str = "") -> int:
+    """How many of its first letters fit with the ending; -1 if the ending alone does not."""
+    most = min(len(text), max(width_px, 0))  # a letter takes a pixel or more
+    return bisect_right(range(most + 1), width_px, key=lambda count: ceil(font.getbbox(text[:count] + ending)[2])) - 1
+
+
+def write_lines(
+    image: Image.Image, lines: Sequence[str], font: FreeTypeFont, box: tuple[int, int, int, int], ink: str = INK
+) -> None:
+    """Fills a box (left, top, right, bottom) of the image with paper and lines, which end at its bottom."""
+    left, top, right, bottom = box
+    # On paper of its own: accents and tails that reach out of their line do not reach out of the box.
+    paper = Image.new("RGB", (right - left, bottom - top), PAPER)
+    draw = ImageDraw.Draw(paper)
+    for number, line in enumerate(reversed(lines), start=1):
+        draw.text((0, paper.height - number * line_height(font)), line, fill=ink, font=font)
+    image.paste(paper, (left, top))

@@ -1,0 +1,91 @@
+"""What is asked of a sampler: prompts, seeds and settings. Plain values, no torch."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from lightning_dreambooth.errors import InputError
+
+Sampler = Literal["ddim", "dpm++", "euler"]
+
+NOISE_STEPS = 1000  # of every Stable Diffusion 1.x and 2.x
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How an image is sampled, besides its prompt and seed.
+
+    Args:
+        negative_prompt: Prompt that guidance leads away from.
+        steps: Sampling steps, 1 ... 1000.
+        guidance_scale: Classifier-free guidance scale w (arXiv:2207.12598), 0 or more; 1 switches guidance off.
+        sampler: ddim, dpm++ (DPM-Solver++ 2M) or euler.
+
+    Raises:
+        InputError: if a value is out of its bounds.
+    """
+
+    negative_prompt: str = ""
+    steps: int = 25
+    guidance_scale: float = 7.5
+    sampler: Sampler = "ddim"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= NOISE_STEPS:
+            raise InputError(f"steps is {self.steps}, must lie in 1 ... {NOISE_STEPS}")
+        if self.guidance_scale < 0:
+            raise InputError(f"guidance_scale is {self.guidance_scale}, must be 0 or more (1 switches guidance off)")
+
+    @property
+    def guided(self) -> bool:
+        """Whether guidance is on: at 1 the unconditional branch cancels out."""
+        return self.guidance_scale > 1
+
+
+class Request(NamedTuple):
+    """All that decides an image besides the weights."""
+
+    prompt: str
+    seed: int
+    settings: SamplingSettings = SamplingSettings()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The request as flat plain values."""
+        return {"prompt": self.prompt, "seed": self.seed, **asdict(self.settings)}
+
+
+class ImageJob(NamedTuple):
+    """A request with its number in the list that it belongs to and, if the image is written, its path."""
+
+    number: int
+    request: Request
+    path: Path | None = None
+
+
+def check_seed(seed: int) -> None:
+    """Raises InputError if a seed is negative."""
+    if seed < 0:
+        raise InputError(f"seed is {seed}, must be 0 or more")
+
+
+def requests_for(prompts: Sequence[str], seeds: Sequence[int], settings: SamplingSettings) -> list[Request]:
+    """Every prompt with every seed, prompt by prompt."""
+    return [Request(prompt, seed, settings) for prompt in prompts for seed in seeds]
+
+
+def batches(jobs: Sequence[ImageJob], batch_size: int) -> list[list[ImageJob]]:
+    """Jobs in order, cut into batches that one call of `sample` can draw."""
+    cut: list[list[ImageJob]] = []
+    for job in jobs:
+        if cut and len(cut[-1]) < batch_size and _batch_key(cut[-1][0]) == _batch_key(job):
+            cut[-1].append(job)
+        else:
+            cut.append([job])
+    return cut
+
+
+def _batch_key(job: ImageJob) -> tuple[object, ...]:
+    """What the images of one batch have in common; their negative prompts may differ."""
+    settings = job.request.settings
+    return settings.steps, settings.guidance_scale, settings.sampler

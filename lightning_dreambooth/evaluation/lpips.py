@@ -1,0 +1,58 @@
+"""LPIPS on torchvision's AlexNet, with the linear heads that torchmetrics ships."""
+
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+
+import torch
+from jaxtyping import UInt8
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchmetrics.functional.image.lpips import _LPIPS  # private: setup.cfg pins the version
+
+from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.evaluation.encoder_files import SUFFIX, readable_encoder
+
+PAIRS = 64  # compared at once
+
+
+class Lpips:
+    """Perceptual distance (Zhang et al. 2018, arXiv:1801.03924), on torchvision's AlexNet.
+
+    Args:
+        backbone: File with AlexNet's weights as torchvision publishes them, `.safetensors` or `.pth`.
+    """
+
+    name = "lpips"
+
+    def __init__(self, backbone: str) -> None:
+        if not Path(backbone).is_file():
+            raise InputError(f"fidelity.lpips {backbone} is not a file; name AlexNet's weights as torchvision has them")
+        self.backbone = backbone
+
+    def check(self) -> None:
+        """Raises InputError if the network cannot be loaded."""
+        _ = self.network
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The network: linear heads that torchmetrics ships, on the named backbone."""
+        with readable_encoder(self.backbone):
+            if self.backbone.endswith(SUFFIX):
+                weights = load_file(self.backbone)
+            else:
+                weights = torch.load(self.backbone, weights_only=True, map_location="cpu")
+            network = _LPIPS(pretrained=True, net="alex", pnet_rand=True)
+            wanted = network.net.state_dict()  # slice1.0.weight is torchvision's features.0.weight
+            network.net.load_state_dict({name: weights[f"features.{name.split('.', 1)[1]}"] for name in wanted})
+        return network.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def diversity(self, images: UInt8[Tensor, "n 3 height width"], device: torch.device) -> float:
+        """Mean distance of all pairs of images, 0 if they are equal."""
+        network = self.network.to(device)
+        pixels = images.to(device) / 127.5 - 1
+        pairs = torch.tensor(list(combinations(range(len(pixels)), 2)), device=device).split(PAIRS)
+        distances = torch.cat([network(pixels[i], pixels[j]).flatten() for i, j in (part.T for part in pairs)])
+        network.to("cpu")
+        return distances.mean().item()

@@ -1,0 +1,33 @@
+"""Prompts to token ids, before or without the model that reads them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from lightning_dreambooth.models.model_files import readable_model
+
+
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """The tokenizer in the folder of a model.
+
+    Raises:
+        InputError: if its files are broken.
+    """
+    with readable_model(folder):
+        return CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+
+
+def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Int[Tensor, "prompts tokens"]:
+    """Prompts => token ids, always padded to the tokenizer's full length, as the inference pipeline pads them."""
+    ids = tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return torch.as_tensor(ids)
+
+
+def truncated_text(tokenizer: CLIPTokenizer, prompt: str) -> str:
+    """The end of a prompt that exceeds the tokenizer's length; usually empty."""
+    ids = tokenizer(prompt, verbose=False).input_ids[1:-1]  # without start and end
+    return str(tokenizer.decode(ids[tokenizer.model_max_length - 2 :]))
