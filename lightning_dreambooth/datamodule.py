@@ -1,7 +1,6 @@
 """Concepts to batches, as a LightningDataModule."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -10,17 +9,10 @@ import pytorch_lightning as pl
 import torch
 from transformers import CLIPTokenizer
 
-from lightning_dreambooth.data import checks
+from lightning_dreambooth.data import checks, dataset
 from lightning_dreambooth.data.class_images import ClassImageRecipe, ClassImages
 from lightning_dreambooth.data.concepts import Concept, given_concepts
-from lightning_dreambooth.data.dataset import (
-    ConceptImages,
-    PairDataset,
-    TrainingSetup,
-    concept_images,
-    data_digests,
-    views_of,
-)  # fmt: skip
+from lightning_dreambooth.data.dataset import ConceptImages, PairDataset, TrainingSetup
 from lightning_dreambooth.data.latents import LatentCache, encode_prompts
 from lightning_dreambooth.data.loading import OrderedLoader, ShardedOrder
 from lightning_dreambooth.diffusion.requests import Sampler, SamplingSettings
@@ -147,7 +139,7 @@ class DreamBoothData(pl.LightningDataModule):
     def images(self, training: bool = True) -> list[ConceptImages]:
         """The images of each concept that are trained on, those of classes only while training with the prior."""
         classes = self.num_class_images if training and self.with_prior else 0
-        return concept_images(self.concepts, classes, self.num_instance_images)
+        return dataset.concept_images(self.concepts, classes, self.num_instance_images)
 
     def class_images(self) -> list[ClassImages]:
         """The class images of each concept; none while the prior is off."""
@@ -190,14 +182,10 @@ class DreamBoothData(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Draws missing class images and fills the caches, all processes together."""
         trainer: Any = self.trainer
-        device = trainer.strategy.root_device if trainer else torch.device("cpu")
-        precision: AbstractContextManager[Any] = (
-            trainer.precision_plugin.forward_context() if trainer else nullcontext()
-        )
-        load = cache(lambda: StableDiffusion.load(self.files).to(device))  # once, if at all
-        with precision:
+        load = cache(lambda: StableDiffusion.load(self.files).to(trainer.strategy.root_device))  # once, if at all
+        with trainer.precision_plugin.forward_context():
             self.draw_class_images(load)
-            self.dataset = self._build_dataset(load, str(trainer.precision) if trainer else "32-true")
+            self.dataset = self._build_dataset(load, str(trainer.precision))
 
     def draw_class_images(self, load: Callable[[], StableDiffusion]) -> None:
         """Draws missing class images, all processes together; `load` gives the base model."""
@@ -207,8 +195,8 @@ class DreamBoothData(pl.LightningDataModule):
     def _build_dataset(self, load: Callable[[], StableDiffusion], precision: str) -> PairDataset:
         sets = self.images()
         images = [image for concept in sets for image in concept.instances + concept.classes]
-        self.data_digests = data_digests(sets)
-        views = views_of(self.crop, self.flip, self.seed)
+        self.data_digests = dataset.data_digests(sets)
+        views = dataset.views_of(self.crop, self.flip, self.seed)
         prompts = sorted({"", *(image.prompt for image in images)})
         by_prompt: dict[str, torch.Tensor] | dict[str, Conditioning]
         if self.train_text_encoder:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_dreambooth import optimization, randomness
+from lightning_dreambooth import optimization, randomness, resuming
 from lightning_dreambooth.data.dataset import Batch, Moments, TokenIds, TrainingSetup
 from lightning_dreambooth.diffusion import objective
 from lightning_dreambooth.diffusion.requests import ImageJob, Request
@@ -21,7 +21,6 @@ from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.models.model_files import ModelFiles
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 from lightning_dreambooth.optimization import Schedule, WeightAverage, probe
-from lightning_dreambooth.progress import end_after_last_step
 
 
 class DreamBooth(pl.LightningModule):
@@ -194,7 +193,7 @@ class DreamBooth(pl.LightningModule):
             InputError: if the optimizer is of another kind than that of a resumed state, or cannot clip.
         """
         optimizer = self.optimizer(optimization.parameter_groups(self.trained, self.learning_rates))
-        optimization.check_kind(optimizer, self.saved_with)
+        resuming.check_kind(optimizer, self.saved_with)
         optimization.check_clipping(optimizer, _scaler(self.trainer), self.trainer.gradient_clip_val)
         if type(optimizer).__module__.startswith("bitsandbytes"):
             self.model.lay_out_contiguously()  # as its first step does; a resumed run then computes in the same order
@@ -205,8 +204,7 @@ class DreamBooth(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Lets the configured learning rates win over those of a resumed state."""
-        scheduler: Any = self.lr_schedulers()
-        optimization.set_learning_rates(scheduler, self.base_rates)
+        optimization.set_learning_rates(self.lr_schedulers(), self.base_rates)  # type: ignore[arg-type]
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Steps, then updates the average."""
@@ -227,9 +225,8 @@ class DreamBooth(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves frozen weights and names of code out of the state, and records the kind of optimizer."""
-        for hyper_parameters in ("hyper_parameters", "datamodule_hyper_parameters"):
-            checkpoint.get(hyper_parameters, {}).pop("_instantiator", None)
-        checkpoint["optimizer"] = optimization.kind_of(self.trainer.optimizers[0])
+        resuming.remove_names_of_code(checkpoint)
+        checkpoint["optimizer"] = resuming.kind_of(self.trainer.optimizers[0])
         saved = self._saved_weights()
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in saved}
 
@@ -240,14 +237,9 @@ class DreamBooth(pl.LightningModule):
             InputError: if the state holds other weights than this run trains.
         """
         self.saved_with = checkpoint.get("optimizer")
-        saved, ours = set(checkpoint["state_dict"]), self._saved_weights()
-        if saved != ours:
-            raise InputError(
-                f"the state holds {len(saved)} trained weights, this run trains {len(ours)}, of which "
-                f"{len(saved & ours)} are the same; resume with the model settings it was saved with"
-            )
+        resuming.check_weights(checkpoint["state_dict"], self._saved_weights())
         checkpoint["state_dict"] = self.state_dict() | checkpoint["state_dict"]
-        end_after_last_step(checkpoint, self.trainer.accumulate_grad_batches)
+        resuming.end_after_last_step(checkpoint, self.trainer.accumulate_grad_batches)
 
     def _saved_weights(self) -> set[str]:
         trained = {f"model.{part}.{name}" for part, named in self.trained.items() for name in named}

@@ -45,20 +45,6 @@ def parameter_groups(weights: Weights, learning_rates: Mapping[str, float | None
     return groups
 
 
-def kind_of(optimizer: Optimizer) -> str:
-    """The optimizer's class, such as `torch.optim.adamw.AdamW`."""
-    return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
-
-
-def check_kind(optimizer: Optimizer, saved_with: str | None) -> None:
-    """Raises InputError if a state to resume was saved with another kind of optimizer; None is no state."""
-    if saved_with not in (None, kind_of(optimizer)):
-        raise InputError(
-            f"the state was saved with {saved_with}, which model.optimizer must name to resume; "
-            f"it is {kind_of(optimizer)}"
-        )
-
-
 def check_clipping(optimizer: Optimizer, scaler: object, gradient_clip_val: float | None) -> None:
     """Raises InputError if a fused optimizer would unscale gradients by itself, after they should have been clipped."""
     if scaler is not None and gradient_clip_val and getattr(optimizer, "_step_supports_amp_scaling", False):

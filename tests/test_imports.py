@@ -25,7 +25,7 @@ STOREYS = {
         "encoders", "evaluator", "fixed_noise_loss", "paper_protocol",
     ],
     "optimization": [],
-    "progress": [],
+    "resuming": [],
     "module": [],
     "datamodule": [],
     "analysis": [],
@@ -36,8 +36,8 @@ STOREYS = {
     ],
     "cli": ["job", "arguments", "help", "summary", "commands", "main"],
     "study": [
-        "spec", "reading", "cost", "fits", "tasks", "executors", "measuring", "results", "plots", "curves", "page",
-        "cli",
+        "spec", "variants", "figures", "reading", "cost", "fits", "tasks", "executors", "measuring", "results", "plots",
+        "curves", "page", "cli",
     ],
 }  # fmt: skip
 ROOMS = [f"{storey}.{room}" if room else storey for storey, rooms in STOREYS.items() for room in (rooms or [""])]

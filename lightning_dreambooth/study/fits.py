@@ -27,7 +27,7 @@ from lightning_dreambooth.files import sha256
 from lightning_dreambooth.saving.export import EXPORTS
 from lightning_dreambooth.saving.runs import RUNS
 from lightning_dreambooth.saving.states import STATES
-from lightning_dreambooth.study.reading import Variant
+from lightning_dreambooth.study.variants import Variant
 
 RECORD = "study.json"  # in a run: what made it, how long that took, and whether it is finished
 SECTIONS = ("model", "data", "fidelity", "trainer")  # of a config: what decides weights and metrics

@@ -16,7 +16,7 @@ from lightning_dreambooth.evaluation import metrics
 from lightning_dreambooth.evaluation.encoders import Encoder, Encoders
 from lightning_dreambooth.evaluation.intervals import Interval, student_interval
 from lightning_dreambooth.evaluation.prompts import concept_of, strip_identifier
-from lightning_dreambooth.study.reading import Figure, Row
+from lightning_dreambooth.study.figures import Figure, Row
 from lightning_dreambooth.study.spec import Hypothesis, Quality
 
 ROLES = {"clip": "clip_i", "dino": "dino"}  # the identity metric of each encoder

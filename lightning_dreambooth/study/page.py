@@ -17,7 +17,8 @@ from lightning_dreambooth.evaluation.paper_protocol import COLUMNS, NOTE
 from lightning_dreambooth.evaluation.tables import write_text
 from lightning_dreambooth.study import plots
 from lightning_dreambooth.study.curves import training_curves
-from lightning_dreambooth.study.reading import Figure, Study
+from lightning_dreambooth.study.figures import Figure
+from lightning_dreambooth.study.reading import Study
 from lightning_dreambooth.study.results import Place, Results, row_intervals
 
 SHOWN_PX = 256  # larger images are shown so wide, to keep the file small

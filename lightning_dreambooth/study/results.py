@@ -13,6 +13,7 @@ from lightning_dreambooth.evaluation.intervals import Interval, bootstrap_interv
 from lightning_dreambooth.evaluation.metrics import measured_by
 from lightning_dreambooth.evaluation.paper_protocol import COLUMNS, PUBLISHED
 from lightning_dreambooth.evaluation.tables import read_csv, read_json, write_csv
+from lightning_dreambooth.study.figures import Figure, Row
 from lightning_dreambooth.study.fits import Fit, benchmark_folder
 from lightning_dreambooth.study.measuring import (
     CachedEncoders,
@@ -23,7 +24,7 @@ from lightning_dreambooth.study.measuring import (
     per_seed,
     text_of,
 )
-from lightning_dreambooth.study.reading import Figure, Row, Study
+from lightning_dreambooth.study.reading import Study
 from lightning_dreambooth.study.tasks import RenderSettings, images_of, subject_of
 
 Place = tuple[int, int]  # of a row in its figure, and the seed of the fit that drew it

@@ -9,7 +9,7 @@ from helpers import tiny
 from lightning_dreambooth.cli.main import build_job
 from lightning_dreambooth.evaluation.dreambench import Subject
 from lightning_dreambooth.study.fits import benchmark_folder, finished, fit_of, locked
-from lightning_dreambooth.study.reading import Variant
+from lightning_dreambooth.study.variants import Variant
 
 Name = Callable[..., str]
 

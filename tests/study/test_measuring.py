@@ -2,8 +2,8 @@ import math
 
 import pytest
 
+from lightning_dreambooth.study.figures import Figure, Row
 from lightning_dreambooth.study.measuring import decide
-from lightning_dreambooth.study.reading import Figure, Row
 from lightning_dreambooth.study.spec import FigureSpec, Hypothesis
 
 

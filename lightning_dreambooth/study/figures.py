@@ -1,0 +1,116 @@
+"""The figures of a study, as rows of images, and the hypotheses that are tested on them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from lightning_dreambooth.diffusion.requests import Request, SamplingSettings, check_seed
+from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.evaluation.metrics import measured_by
+from lightning_dreambooth.study.spec import FigureSpec, Hypothesis, Sampling, StudySpec
+from lightning_dreambooth.study.variants import DRAWN_BY, NAME, Variant
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of images of one variant: all that decides it, by name, and by what it differs from the other rows."""
+
+    variant: str
+    coordinates: Mapping[str, Any]
+    differs: Mapping[str, Any]
+    seeds: range
+
+    @property
+    def requests(self) -> list[Request]:
+        """The images of the row, one per seed."""
+        prompt, *values = (self.coordinates[name] for name in DRAWN_BY)
+        return [Request(prompt, seed, SamplingSettings(*values)) for seed in self.seeds]
+
+    def holds(self, side: Mapping[str, Any]) -> bool:
+        """Whether the row has all of these settings."""
+        return all(name in self.coordinates and self.coordinates[name] == value for name, value in side.items())
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure as it is drawn: its rows, or the training images of its variants."""
+
+    key: str
+    spec: FigureSpec
+    variants: Sequence[str]
+    rows: Sequence[Row]
+
+    @property
+    def title(self) -> str:
+        """Heading in the report."""
+        return self.spec.title or self.key
+
+
+def figure_of(key: str, spec: FigureSpec, study: StudySpec, variants: Mapping[str, Variant], path: Path) -> Figure:
+    """A figure multiplied out: a row for each combination of its lists.
+
+    Raises:
+        InputError: if it cannot be drawn.
+    """
+    where = f"{path}: figure {key}"
+    if not NAME.fullmatch(key):
+        raise InputError(f"{where}: the key cannot name a folder; use letters, digits and . , = + - _")
+    shown = list(variants) if spec.variants is None else spec.variants
+    named = shown if spec.references is None else [*shown, spec.references]
+    if unknown := [name for name in named if name not in variants]:
+        raise InputError(f"{where} names the variant {unknown[0]!r}; there are {', '.join(variants)}")
+    if spec.training_pictures:
+        return Figure(key, spec, shown, [])
+    if spec.prompt is None:
+        raise InputError(f"{where} has no prompt; give one, or training_pictures: true")
+    axes = {name: _asked(name, spec, study.sampling) for name in ("seed", *DRAWN_BY)}
+    number = study.sampling.num_images if spec.num_images is None else spec.num_images
+    if number < 1 or not shown or not all(axes.values()):
+        raise InputError(f"{where} has no images: num_images and every list must hold 1 or more")
+    return Figure(key, spec, shown, _rows(shown, axes, number, variants, where))
+
+
+def _rows(
+    shown: Sequence[str], axes: Mapping[str, Sequence[Any]], number: int, variants: Mapping[str, Variant], where: str
+) -> list[Row]:
+    combinations = []
+    for variant, *values in product(shown, *axes.values()):
+        settings = dict(zip(axes, values, strict=True))
+        try:
+            check_seed(settings["seed"])
+            SamplingSettings(*(settings[name] for name in DRAWN_BY if name != "prompt"))
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+        combinations.append((variant, {**variants[variant].settings, **settings}))
+    names = list(dict.fromkeys(name for _, coordinates in combinations for name in coordinates))
+    several = [name for name in names if len({str(coordinates.get(name)) for _, coordinates in combinations}) > 1]
+    rows = []
+    for variant, coordinates in combinations:
+        differs = {name: coordinates[name] for name in several if name in coordinates}
+        seeds = range(coordinates["seed"], coordinates["seed"] + number)
+        rows.append(Row(variant, coordinates, differs, seeds))
+    return rows
+
+
+def _asked(name: str, spec: FigureSpec, sampling: Sampling) -> list[Any]:
+    """The values of an axis: what a figure says, else what the study does."""
+    value = getattr(spec, name)
+    value = getattr(sampling, name) if value is None else value
+    return value if isinstance(value, list) else [value]
+
+
+def check_hypothesis(hypothesis: Hypothesis, figures: Mapping[str, Figure], spec: StudySpec, path: Path) -> None:
+    """Raises InputError if a hypothesis names a figure, metric or rows that are not there."""
+    where = f"{path}: the finding {hypothesis.claim!r}"
+    if hypothesis.figure not in figures:
+        raise InputError(f"{where} names the figure {hypothesis.figure!r}; there are {', '.join(figures)}")
+    if hypothesis.measure not in measured_by("study"):
+        names = ", ".join(measured_by("study"))
+        raise InputError(f"{where} names the metric {hypothesis.measure!r}; there are {names}")
+    if hypothesis.measure == "quality" and spec.quality is None:
+        raise InputError(f"{where} is of quality, which nothing measures; give quality: {{good: ..., bad: ...}}")
+    for side in (hypothesis.more, hypothesis.less):
+        if not any(row.holds(side) for row in figures[hypothesis.figure].rows):
+            raise InputError(f"{where}: no row of figure {hypothesis.figure} has {side}")

@@ -1,0 +1,85 @@
+"""The variants of a study: ways to train, each with what follows `fit` on the command line."""
+
+import re
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.evaluation.dreambench import read_subject, subjects_of
+from lightning_dreambooth.study.spec import Dreambench, StudySpec
+
+LAYER = "config"  # among values of `fit`: one more file that `fit` reads
+NAME = re.compile(r"[\w.,=+-]+")  # what may name a folder
+DRAWN_BY = ("prompt", "negative_prompt", "steps", "guidance_scale", "sampler")  # of a figure, besides seeds
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train: configs in layers, what is changed in them, and its place among variants and in the grid."""
+
+    name: str
+    configs: list[str]
+    overrides: dict[str, Any]
+    settings: dict[str, Any]
+
+    def argv(self, seed: int) -> list[str]:
+        """What follows `fit` on the command line."""
+        given = self.overrides | {"seed_everything": seed}
+        layers = [f"--config={file}" for file in self.configs]
+        return [*layers, *(f"--{key}={_as_argument(value)}" for key, value in given.items())]
+
+
+def _as_argument(value: Any) -> str:
+    return value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).split("\n...")[0].strip()
+
+
+def variants_of(spec: StudySpec, path: Path) -> list[Variant]:
+    """The variants of a study: each that is named, or each subject of a dataset, with every combination of the grid.
+
+    Raises:
+        InputError: if one cannot name a folder, or names a config that is not there.
+    """
+    named = spec.variants or {"": {}}
+    if spec.dreambench is not None:
+        named = _subjects(spec.dreambench, path.stem)
+    ends = [key.rsplit(".", 1)[-1] for key in spec.grid]
+    ambiguous = {*DRAWN_BY, "variant", "seed", *(end for end in ends if ends.count(end) > 1)}
+    short = {key: key if end in ambiguous else end for key, end in zip(spec.grid, ends, strict=True)}
+    variants = []
+    for name, changes in named.items():
+        if name and not NAME.fullmatch(name):
+            raise InputError(f"{path}: {name!r} cannot name a folder; use letters, digits and . , = + - _")
+        for values in product(*spec.grid.values()):
+            grid = {short[key]: value for key, value in zip(spec.grid, values, strict=True)}
+            labels = [name] * bool(name) + [f"{key}={_as_argument(value)}" for key, value in grid.items()]
+            whole = re.sub(r"[^\w.,=+-]+", "-", ",".join(labels)) or path.stem
+            settings = {"variant": name or whole} | grid if name or not grid else grid
+            changed = [spec.overrides, changes, dict(zip(spec.grid, values, strict=True))]
+            # Files come before values, so that no file replaces a value that the study gives.
+            layers = [spec.config, *(overrides[LAYER] for overrides in changed if LAYER in overrides)]
+            configs = [str(layer).replace("{variant}", name) for layer in layers]
+            if missing := [config for config in configs if not Path(config).is_file()]:
+                raise InputError(f"{path}: config {missing[0]} of variant {whole} is not a file here")
+            values_of = {key: value for overrides in changed for key, value in overrides.items() if key != LAYER}
+            variants.append(Variant(whole, configs, values_of, settings))
+    return variants
+
+
+def _subjects(dreambench: Dreambench, study: str) -> dict[str, dict[str, Any]]:
+    folder, named = Path(dreambench.folder), {}
+    for name in dreambench.subjects or subjects_of(folder):
+        subject = read_subject(folder, name)
+        kind = subject.class_name
+        article = "an" if kind[0] in "aeiou" else "a"
+        named[name] = {
+            "data.instance_prompt": f"a photo of {dreambench.identifier} {kind}",
+            "data.instance_data_dir": str(folder / name),
+            "data.class_prompt": f"a photo of {article} {kind}",
+            "data.class_data_dir": f"runs/.cache/class_images/{study}/{kind.replace(' ', '_')}",
+            "data.identifier": dreambench.identifier,
+        }
+    return named
