@@ -1,7 +1,9 @@
 """Help that fits on a few screens: an overview of the verbs, and one line for each of our own keys."""
 
 import inspect
+import json
 import shutil
+import textwrap
 from typing import Any
 
 from docstring_parser import parse
@@ -10,6 +12,13 @@ from lightning_dreambooth.cli.arguments import SECTIONS, TOOLS, VERBS
 
 HELP = ("-h", "--help")
 ALL = "--help=all"
+MEANING_COLUMN = 44
+RUN = {
+    "config": "YAML file; several are merged in order (-c for short).",
+    "name": "Name of the run; everything it writes lies in runs/<name>.",
+    "ckpt_path": "State to resume or to read; `last` is the newest one of the run.",
+    "seed_everything": "Seed of everything random.",
+}
 TRAINER = {  # of Lightning's many, those that most runs give
     "max_steps": "Length of the training in optimizer steps.",
     "precision": "32, bf16-mixed or 16-mixed.",
@@ -35,18 +44,23 @@ def overview(prog: str) -> str:
 
 
 def short_help(prog: str, verb: str) -> str:
-    """What a verb does, and each of our keys with its default and the beginning of its meaning."""
+    """What a verb does, and each of our keys with its default and its meaning."""
     lines = [
         f"usage: {prog} {verb} [-c CONFIG ...] [--SECTION.KEY VALUE ...]", "", f"{verb}: {VERBS[verb]}.",
         "Configs are merged in order, and keys on the command line win. --print_config shows what a run would use.",
         f"{prog} {verb} {ALL} lists everything in full, Lightning's Trainer included.",
     ]  # fmt: skip
+    lines += ["", *(_line(key, "", meaning) for key, meaning in RUN.items())]
     for section, kind in SECTIONS.items():
         meanings = {entry.arg_name: entry.description or "" for entry in parse(str(kind.__doc__)).params}
         parameters = inspect.signature(kind).parameters
         keys = {name: _default(parameters[name].default) for name in meanings if "Linked" not in meanings[name]}
-        lines += ["", f"{section}:", *(_line(section, key, default, meanings[key]) for key, default in keys.items())]
-    lines += ["", "trainer:", *(_line("trainer", key, "", meaning) for key, meaning in TRAINER.items())]
+        lines += [
+            "",
+            f"{section}:",
+            *(_line(f"{section}.{key}", default, meanings[key]) for key, default in keys.items()),
+        ]
+    lines += ["", "trainer:", *(_line(f"trainer.{key}", "", meaning) for key, meaning in TRAINER.items())]
     return "\n".join(lines)
 
 
@@ -57,11 +71,14 @@ def full_help(argv: list[str]) -> list[str]:
 
 def _default(value: Any) -> str:
     if callable(value):
-        return "..."
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        return "torch.optim.AdamW"  # the only key whose default is a function
+    return json.dumps(value) if value == "" or value is None or isinstance(value, bool) else str(value)
 
 
-def _line(section: str, key: str, default: str, meaning: str) -> str:
-    columns = max(80, shutil.get_terminal_size((120, 24)).columns)
-    line = f"{f'  --{section}.{key} {default}'.ljust(46)} {' '.join(meaning.split())}"
-    return line if len(line) <= columns else f"{line[: columns - 4].rstrip()} ..."
+def _line(key: str, default: str, meaning: str) -> str:
+    """A key with its default and, in a column of its own, its meaning."""
+    columns = max(MEANING_COLUMN + 40, shutil.get_terminal_size((120, 24)).columns)
+    name = f"  --{key} {default}"
+    meanings = textwrap.wrap(" ".join(meaning.split()), columns - MEANING_COLUMN)
+    first = [name.ljust(MEANING_COLUMN) + meanings.pop(0)] if len(name) < MEANING_COLUMN else [name]
+    return "\n".join(first + [" " * MEANING_COLUMN + line for line in meanings])

@@ -4,9 +4,8 @@ import unicodedata
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cache
-from importlib.resources import files
-from io import BytesIO
 from math import ceil
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 from PIL.ImageFont import FreeTypeFont
@@ -16,12 +15,16 @@ INK, PAPER = "black", "white"
 ELLIPSIS = "…"
 
 
+def font_file() -> Path:
+    """The font that comes with the package."""
+    return Path(__file__).parent / FONT
+
+
 @cache
 def load_font(size_px: int) -> FreeTypeFont:
-    """The font that comes with the package, in a size; read when it is first needed."""
-    file = BytesIO((files("lightning_dreambooth.data") / FONT).read_bytes())
+    """The font in a size; read when it is first needed."""
     # Raqm would place letters more finely, but not every Pillow has it: equal texts are to give equal pixels.
-    return ImageFont.truetype(file, size_px, layout_engine=ImageFont.Layout.BASIC)
+    return ImageFont.truetype(font_file(), size_px, layout_engine=ImageFont.Layout.BASIC)
 
 
 def line_height(font: FreeTypeFont) -> int:

@@ -7,12 +7,16 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure as Canvas
+from matplotlib.font_manager import fontManager
 
+from lightning_dreambooth.data.lettering import font_file
 from lightning_dreambooth.evaluation.intervals import Interval
 
 INCHES = (4.2, 3.0)
 MAX_INSIDE = 5  # lines whose names fit inside the figure
 mpl.rcParams["svg.hashsalt"] = "study"  # equal figures are equal files
+fontManager.addfont(font_file())
+mpl.rcParams["font.family"] = ["DejaVu Sans", "Pretendard"]  # the second has Hangul
 
 Curve = Sequence[tuple[float, Interval]]  # x and y
 
