@@ -227,11 +227,11 @@ class DreamBoothData(pl.LightningDataModule):
         """Continues with the first sample that was not seen.
 
         Warns:
-            InputWarning: if images or prompts are others than before.
+            InputWarning: if images or prompts are others than before, as far as the state names them.
         """
         self.resumed = (int(state["step"]), int(state["samples"]))
         if self.data_digests:
-            checks.check_same(state["data_digests"], self.data_digests)
+            checks.check_same(state.get("data_digests", self.data_digests), self.data_digests)
 
     def train_dataloader(self) -> OrderedLoader:
         """Micro-batches from where training stands to `max_steps`, as one long epoch."""

@@ -115,6 +115,7 @@ class DreamBooth(pl.LightningModule):
     def release(self) -> None:
         """Frees the weights; `setup` loads them again."""
         del self.model, self.trained, self.start
+        self.ema = None  # it holds the weights, too
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """One micro-batch => the combined loss and, for the log, its halves."""

@@ -1,4 +1,6 @@
+import gc
 import re
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -287,6 +289,15 @@ def test_images_that_only_moved_are_the_same(run: Run) -> None:
     run(name="first", trainer__max_steps=2, ckpt_path="last", data__instance_data_dir="moved")
 
 
+def test_a_state_that_does_not_say_what_it_was_trained_on_is_resumed(run: Run) -> None:
+    path = run(name="first", trainer__max_steps=1).folder / "states/step-000001.ckpt"
+    state = torch.load(path, weights_only=True)
+    del state["DreamBoothData"]["data_digests"]
+    torch.save(state, path)
+    other_image()
+    assert run(name="first", trainer__max_steps=2, ckpt_path="last").trainer.global_step == 2
+
+
 def test_the_average_is_what_is_exported_and_drawn(run: Run) -> None:
     cli = run(model__ema_decay=0.9, model__optimizer="torch.optim.SGD", model__optimizer__lr=0.5)
     current, average = trained(cli), dict(zip(cli.model.ema.names, cli.model.ema.average, strict=True))
@@ -314,6 +325,16 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
         return whole._replace(total=whole.total * float("nan")) if batch.indices[0] == 2 else whole
 
     monkeypatch.setattr(DreamBooth, "loss", with_nan)
+
+
+def test_a_released_module_holds_no_weights(tiny_sd: Path) -> None:
+    module = DreamBooth(pretrained=str(tiny_sd), ema_decay=0.9)
+    module.setup("fit")
+    weight = weakref.ref(next(module.model.unet.parameters()))
+    module.release()
+    gc.collect()
+    assert weight() is None
+    assert list(module.parameters()) == []
 
 
 @pytest.mark.usefixtures("poisoned")
