@@ -1,6 +1,7 @@
 """The notebooks run from top to bottom on small runs of the embedded model, and are read with outputs of real ones."""
 
 import ast
+from importlib import import_module
 from pathlib import Path
 
 import nbformat
@@ -60,6 +61,19 @@ def test_notebooks_define_nothing_and_show_real_outputs(notebook: Path) -> None:
     shown = [output for cell in cells for output in cell.outputs]
     assert not [output for output in shown if output.output_type == "error"]
     assert sum("image/png" in output.get("data", {}) for output in shown) >= 2
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_name_that_a_notebook_imports_exists(notebook: Path) -> None:
+    source = "\n".join(cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code")
+    ours = [
+        (node.module, alias.name)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("lightning_dreambooth")
+        for alias in node.names
+    ]
+    assert ours
+    assert [f"{module}.{name}" for module, name in ours if not hasattr(import_module(str(module)), name)] == []
 
 
 def test_there_is_a_notebook_for_each_question() -> None:
