@@ -182,10 +182,8 @@ class DreamBooth(pl.LightningModule):
 
     def relative_changes(self) -> dict[str, Tensor]:
         """How far each trained part has moved from the base weights, relative to their size."""
-        return {
-            part: optimization.relative_change(probe(named), self.start[part].to(self.device))
-            for part, named in self.trained.items()
-        }
+        change = optimization.relative_change
+        return {part: change(probe(named), self.start[part].to(self.device)) for part, named in self.trained.items()}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One parameter group for each trained part, and the learning rate's course in optimizer steps.

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from lightning_dreambooth.evaluation.metrics import METRICS, measured_by
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TREE = README.split("## The house")[1].split("```")[1]
@@ -99,6 +101,28 @@ def test_every_key_that_a_page_names_exists(page: Path, keys: set[str]) -> None:
 def test_the_pages_about_configs_name_many_keys() -> None:
     for name in ("migrating_from_diffusers", "configuration", "measuring"):
         assert len(set(KEY.findall((ROOT / f"docs/{name}.md").read_text(encoding="utf-8")))) > 10
+
+
+def metric_rows() -> dict[str, str]:
+    """The rows of the table of metrics: name => which direction is better."""
+    page = (ROOT / "docs/measuring.md").read_text(encoding="utf-8").split("| curve |")[1].split("\n\n")[0]
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines()[2:]]
+    return {name: row[-1] for row in rows for name in re.findall(r"`val/(\S+)`", row[0])}
+
+
+def test_the_table_of_metrics_is_that_of_the_package() -> None:
+    directions = {name: better for name, better in metric_rows().items() if not name.startswith("loss/")}
+    words = {"up": "up", "down": "down", "bounded": "not above the ceiling"}
+    # The score has a section of its own, because it is made of the others.
+    measured = [name for name in measured_by("validation") if name != "score"]
+    assert directions == {name: words[METRICS[name].better] for name in measured}
+    assert "`val/score`" in (ROOT / "docs/measuring.md").read_text(encoding="utf-8")
+
+
+def test_the_page_of_studies_names_every_metric_of_a_study() -> None:
+    page = (ROOT / "docs/studies.md").read_text(encoding="utf-8")
+    listed = page.split("- **Metrics**:")[1].split("\n- **")[0]
+    assert set(re.findall(r"`(\w+)`", listed)) == set(measured_by("study"))
 
 
 def test_every_page_is_linked_from_the_readme() -> None:
