@@ -19,7 +19,7 @@ from lightning_dreambooth.cli.job import Job
 from lightning_dreambooth.datamodule import DreamBoothData
 from lightning_dreambooth.errors import InputError, Stopped, TrainingError
 from lightning_dreambooth.module import DreamBooth
-from lightning_dreambooth.saving.runs import is_first_process
+from lightning_dreambooth.saving.runs import is_first_process, output_folder
 
 PROG = "python -m lightning_dreambooth"
 
@@ -38,7 +38,10 @@ class LogConfig(SaveConfigCallback):
     """Writes the whole config into the run and gives it to its loggers."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Called once, by the first process."""
+        """Called once, by the first process. Lightning would write where the first logger does, which may be here."""
+        folder = output_folder(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, folder / self.config_filename, skip_none=False, overwrite=True, multifile=False)
         log_config(trainer, self.parser.dump(self.config, skip_none=False), self.config.as_dict())
 
 
@@ -63,7 +66,7 @@ OPTIONS: dict[str, Any] = {
     "load_from_checkpoint_support": False,
     "trainer_defaults": TRAINER_DEFAULTS,
     "save_config_callback": LogConfig,
-    "save_config_kwargs": {"overwrite": True},
+    "save_config_kwargs": {"save_to_log_dir": False},
     "parser_kwargs": {
         "prog": PROG, "exit_on_error": False, **{verb: {"description": text} for verb, text in VERBS.items()},
     },

@@ -121,6 +121,14 @@ def test_the_saved_config_runs_the_job_again(run: Run, monkeypatch: pytest.Monke
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_the_config_is_saved_into_the_run_whatever_logs_it(run: Run) -> None:
+    Path("config.yaml").write_text("mine")
+    logger = {"trainer__logger": "helpers.probes.HereLogger"}  # as Weights & Biases', its folder is this one
+    assert run(**logger).folder == Path("runs/dreambooth")
+    assert "a photo of sks girl" in Path("runs/dreambooth/config.yaml").read_text()
+    assert Path("config.yaml").read_text() == "mine"
+
+
 def test_the_command_line_wins_over_the_checkpoint(run: Run) -> None:
     run(name="first")
     resumed = run(name="first", ckpt_path="last", trainer__max_steps=5, model__prior_weight=0.25)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import Logger
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -50,6 +51,18 @@ class Late(Callback):
     def on_test_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Called by Lightning."""
         time.sleep(3 * (trainer.global_rank > 0))
+
+
+class HereLogger(Logger):
+    """Keeps nothing, in the working folder, as Weights & Biases names it where none is given."""
+
+    name, version, save_dir = "here", 0, "."
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        """Called by Lightning."""
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Called by Lightning."""
 
 
 def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
