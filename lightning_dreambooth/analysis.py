@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_dreambooth.models.model_files import ModelFiles, weights_file
+from lightning_dreambooth.models.model_files import TRAINABLE, ModelFiles, weights_file
 from lightning_dreambooth.optimization import relative_change
 
 # Such as down_blocks.0.attentions, mid_block.resnets, encoder.layers.3, conv_in.
@@ -27,7 +27,7 @@ def block_changes(before: str, after: str) -> dict[str, float]:
     """
     folders = [ModelFiles(name, None, None, None).folder for name in (before, after)]
     changes = {}
-    for part in ("unet", "text_encoder"):
+    for part in TRAINABLE:
         old, new = (_weights(folder / part / weights_file(part, None)) for folder in folders)
         blocks: dict[str, list[str]] = {}
         for name in old:

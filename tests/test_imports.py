@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 import lightning_dreambooth
+from lightning_dreambooth.models.model_files import TRAINABLE
 
 FOLDER = Path(lightning_dreambooth.__file__).parent
 
@@ -99,3 +100,19 @@ def test_each_library_is_met_where_the_table_says_and_nowhere_else(library: str)
     assert {room for room in users if room not in allowed and room.split(".")[0] not in allowed} == set()
     unused = {place for place in allowed if not any(room == place or room.startswith(f"{place}.") for room in users)}
     assert unused == set()
+
+
+@pytest.mark.parametrize("room", [room for room in files() if room.split(".")[0] != "models"])
+def test_nobody_outside_of_models_reaches_for_a_network(room: str) -> None:
+    networks = {*TRAINABLE, "text_encoder_2"}
+    tree = ast.parse((FOLDER / f"{room.replace('.', '/')}.py").read_text())
+    assert [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr in networks] == []
+    words = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and node.value in networks]
+    # The module names the text encoder in its own settings, and the card of an export writes the UNet as people do.
+    assert {*words} <= {"module": {"text_encoder"}, "saving.export": {"unet"}}.get(room, set())
+
+
+@pytest.mark.parametrize("room", files())
+def test_no_file_takes_a_public_name_past_the_storeys(room: str) -> None:
+    names = {name.removeprefix("lightning_dreambooth.") for name in imports(room)}
+    assert not names & {*lightning_dreambooth.__all__}

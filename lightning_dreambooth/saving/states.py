@@ -1,7 +1,6 @@
 """The states of a run: where they lie, which one is resumed, and what a state must hold."""
 
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,15 +25,6 @@ def state_path(run: Path, step: int) -> Path:
 def newest_first(folder: Path) -> list[Path]:
     """States or exports by the time they were written: after going back to an early one, the next is newer."""
     return sorted(folder.glob("step-*"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
-
-
-def remove(paths: list[Path]) -> None:
-    """Removes states or exports."""
-    for path in paths:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 def find_state(ckpt_path: str | None, name: str | None, default: str) -> Path | None:
