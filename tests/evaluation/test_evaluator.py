@@ -100,6 +100,8 @@ def test_every_metric_is_what_numpy_makes_of_the_images_it_names(clip: Clip, din
     measured = {name: value for name, value in measured_all.items() if not name.startswith(("score", "dino/"))}
     assert measured == pytest.approx(expected, abs=1e-6)
     assert evaluator.ceiling == pytest.approx(ceiling, abs=1e-6)
+    without = set() if with_dino else {"dino"}  # CLIP stands in, under the names of the others
+    assert {name.split("/")[0] for name in measured_all} == {*metrics.measured_by("validation")} - without
 
 
 def test_the_score_compares_the_metrics_that_it_names(clip: Clip) -> None:
