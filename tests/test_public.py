@@ -13,6 +13,7 @@ from PIL import Image
 import lightning_dreambooth
 from lightning_dreambooth import DreamBooth, DreamBoothData
 from lightning_dreambooth.callbacks.samples import Samples
+from lightning_dreambooth.callbacks.validation import Fidelity
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -57,3 +58,11 @@ def test_module_and_data_train_under_a_trainer_of_ones_own(here: Path, tiny_sd: 
     assert max(float(change) for change in module.relative_changes().values()) > 0
     assert all(torch.isfinite(weight).all() for weight in module.model.parameters())
     assert sorted(path.name for path in (here / "mine/samples").iterdir()) == ["step-000000.png", "step-000002.png"]
+
+
+def test_a_callback_measures_the_data_of_the_run_that_it_is_in(here: Path, tiny_sd: Path, small_clip: Path) -> None:
+    setup = DreamBooth(pretrained=str(tiny_sd), prior_weight=0.0).training_setup
+    fidelity = Fidelity(clip_model=str(small_clip))
+    for prompt in ("a photo of sks girl", "a photo of sks boy"):
+        fidelity.check(DreamBoothData(prompt, "girl", identifier="sks", training_setup=setup))
+        assert {probe.request.prompt for probe in fidelity.measurement.probes} == {prompt}

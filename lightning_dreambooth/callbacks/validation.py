@@ -105,7 +105,7 @@ class Fidelity(Callback):
         Raises:
             InputError: if they cannot be measured.
         """
-        if self.encoders.by_role and self.measurement is None:
+        if self.encoders.by_role and (self.measurement is None or self.measurement.data is not data):
             base = data.files if self.base is None else ModelFiles(self.base, data.files.vae, None, data.files.variant)
             given = (self.prompts, self.encoders, self.batch_size, self.base_dir)
             self.measurement = FidelityMeasurement(*given, data, base)
