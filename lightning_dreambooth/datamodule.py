@@ -13,7 +13,7 @@ from lightning_dreambooth.data import checks, dataset
 from lightning_dreambooth.data.class_images import ClassImageRecipe, ClassImages
 from lightning_dreambooth.data.concepts import Concept, given_concepts
 from lightning_dreambooth.data.dataset import ConceptImages, PairDataset, TrainingSetup
-from lightning_dreambooth.data.latents import LatentCache, encode_prompts
+from lightning_dreambooth.data.latents import ENCODE_BATCH, LatentCache, encode_prompts, images_at_once
 from lightning_dreambooth.data.loading import OrderedLoader, ShardedOrder
 from lightning_dreambooth.diffusion.requests import Sampler, SamplingSettings
 from lightning_dreambooth.distributed import ignore_signals_in_worker, rank, world_size
@@ -21,8 +21,6 @@ from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.models.conditioning import Conditioning
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 from lightning_dreambooth.models.tokens import load_tokenizer, tokenize
-
-ENCODE_BATCH = 32  # images or prompts encoded at once
 
 
 class DreamBoothData(pl.LightningDataModule):
@@ -207,7 +205,8 @@ class DreamBoothData(pl.LightningDataModule):
         if self.cache_latents:
             latents = LatentCache(f"{self.files.vae_fingerprint} {precision}", self.resolution_px, self.cache_dir)
             seen = [(image.path, view) for image in images for view in views]
-            latents.fill(seen, lambda pixels: load().encode(pixels.to(load().device)), ENCODE_BATCH)
+            at_once = images_at_once(self.resolution_px)
+            latents.fill(seen, lambda pixels: load().encode(pixels.to(load().device)), at_once)
         return PairDataset(sets, by_prompt, views, self.resolution_px, self.caption_dropout, self.seed, latents)
 
     def samples_seen(self, step: int) -> int:

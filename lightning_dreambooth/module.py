@@ -135,7 +135,6 @@ class DreamBooth(pl.LightningModule):
             noise = noise + self.noise_offset * self._normal("noise offset", batch, (shape[0], 1, 1))
         timesteps = self._integers("timestep", batch, len(alphas_bar))
         noisy = objective.add_noise(latents, noise, timesteps, alphas_bar)
-
         conditioning = model.embed(prompts.values) if isinstance(prompts, TokenIds) else prompts
         prediction = model.predict(noisy, timesteps, conditioning)
         target = objective.target(latents, noise, timesteps, alphas_bar, model.prediction_type)
@@ -206,8 +205,9 @@ class DreamBooth(pl.LightningModule):
         optimization.set_learning_rates(self.lr_schedulers(), self.base_rates)  # type: ignore[arg-type]
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """Steps, then updates the average."""
+        """Steps, frees the gradients, which Lightning would keep through the next forward pass, updates the average."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update()
 

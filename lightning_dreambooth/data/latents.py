@@ -19,7 +19,15 @@ from lightning_dreambooth.files import replaced, sha256
 from lightning_dreambooth.models.conditioning import Conditioning, on_cpu, unstack
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 
+ENCODE_BATCH = 32  # prompts, or images of up to 64 px, encoded at once
+ENCODE_PIXELS = ENCODE_BATCH * 64 * 64
+
 Encode = Callable[[UInt8[Tensor, "rows 3 height width"]], Float[Tensor, "rows twice_c h w"]]
+
+
+def images_at_once(resolution_px: int) -> int:
+    """Side of square images => how many are encoded at once: no more pixels than a small model's, and at least one."""
+    return max(1, min(ENCODE_BATCH, ENCODE_PIXELS // resolution_px**2))
 
 
 def load_pixels(path: Path, view: View, resolution_px: int) -> UInt8[Tensor, "3 height width"]:

@@ -1,12 +1,15 @@
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
 from lightning_dreambooth.data.images import View
-from lightning_dreambooth.data.latents import LatentCache, load_pixels
+from lightning_dreambooth.data.latents import LatentCache, images_at_once, load_pixels
+from lightning_dreambooth.datamodule import DreamBoothData
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
+from lightning_dreambooth.module import DreamBooth
 
 VIEWS = [View(), View(flip=True)]
 
@@ -25,6 +28,27 @@ class Counted:
     def __call__(self, images: Tensor) -> Tensor:
         self.count += len(images)
         return self.model.encode(images)
+
+
+@pytest.mark.parametrize(
+    ("resolution_px", "count"), [(32, 32), (64, 32), (72, 25), (128, 8), (256, 2), (512, 1), (768, 1)]
+)
+def test_no_more_pixels_are_encoded_at_once_than_of_32_small_images(resolution_px: int, count: int) -> None:
+    assert images_at_once(resolution_px) == count
+    assert count == 1 or count * resolution_px**2 <= 32 * 64 * 64
+
+
+def test_setup_encodes_by_that_rule(
+    here: Path, tiny_sd: Path, model: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    encode = model.encode
+    monkeypatch.setattr(model, "encode", lambda pixels: (counts.append(len(pixels)), encode(pixels))[1])
+    setup = DreamBooth(str(tiny_sd), prior_weight=0.0).training_setup
+    for resolution_px in (32, 256):
+        data = DreamBoothData("a photo of sks girl", "girl", resolution=resolution_px, training_setup=setup)
+        data._build_dataset(lambda: model, "32-true")
+    assert counts == [5, 2, 2, 1]
 
 
 def test_cached_moments_are_those_of_encoding_now(here: Path, model: StableDiffusion) -> None:
