@@ -12,7 +12,7 @@ from lightning_dreambooth.models.model_files import ModelFiles, fingerprint, loc
 def test_a_missing_part_is_named(tiny_sd: Path, tmp_path: Path, part: str) -> None:
     shutil.copytree(tiny_sd, tmp_path / "broken")
     shutil.rmtree(tmp_path / "broken" / part)
-    with pytest.raises(InputError, match=f"broken misses {part}/"):
+    with pytest.raises(InputError, match=f"broken lacks {part}/"):
         locate(str(tmp_path / "broken"))
 
 
