@@ -67,5 +67,5 @@ def test_an_identifier_that_is_not_in_the_prompt_is_named(here: Path) -> None:
 def test_the_end_of_a_prompt_that_the_model_does_not_see_is_named(model: StableDiffusion) -> None:
     fits = " ".join(["girl"] * (tiny.TOKENS - 2))
     check_lengths([fits], model.tokenizer)
-    with pytest.warns(InputWarning, match=f"longer than the {tiny.TOKENS} tokens .* it does not see 'pink hair'"):
+    with pytest.warns(InputWarning, match=f"longer than the {tiny.TOKENS} tokens .* it does not read 'pink hair'"):
         check_lengths([f"{fits} pink hair"], model.tokenizer)
