@@ -136,7 +136,7 @@ def test_an_encoder_that_asks_to_run_code_is_refused(tmp_path: Path) -> None:
     about = json.loads(config.read_text())
     about["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
     config.write_text(json.dumps(about))
-    with pytest.raises(InputError, match="asks to run code"):
+    with pytest.raises(InputError, match="requests to run code"):
         Clip(str(config.parent))
 
 
