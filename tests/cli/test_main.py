@@ -214,7 +214,7 @@ def test_two_concepts_train_together(run: Run) -> None:
         ({"data__caption_dropout": 1.5}, "data.caption_dropout is 1.5, must lie in 0 ... 1"),
         ({"data__class_steps": 0}, "steps is 0, must lie in 1 ... 1000"),
         ({"samples__steps": 2000}, "steps is 2000, must lie in 1 ... 1000"),
-        ({"data__concepts_list": "concepts.json"}, "concepts_list and a concept by flags are both given"),
+        ({"data__concepts_list": "concepts.json"}, "concepts_list and a concept by options are both given"),
         ({"model__prior_weight": -1}, "model.prior_weight is -1.0, must be 0 or more"),
         ({"model__pretrained": "no/such"}, "no/such is neither a local folder nor a model that the hub provides"),
         ({"model__prior_wieght": 1}, "prior_wieght"),
