@@ -225,7 +225,7 @@ def test_every_subject_of_a_dataset_is_fitted_tested_and_merged(tmp_path: Path) 
         ({"overrides": {"model.colour": "red"}}, "model.colour"),
         ({"overrides": {"model.prior_weight": -1}}, "model.prior_weight is -1"),
         ({"overrides": {"data.instance_data_dir": "nowhere"}}, "nowhere is not a folder"),
-        ({"overrides": {"fidelity.clip_model": None}}, "nothing measures its images"),
+        ({"overrides": {"fidelity.clip_model": None}}, "no encoder measures its images"),
         ({"overrides": {"checkpoint.keep_exports": 10**9}}, "bytes are free there"),
     ],
 )

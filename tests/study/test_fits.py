@@ -8,7 +8,7 @@ from helpers import tiny
 
 from lightning_dreambooth.cli.main import build_job
 from lightning_dreambooth.evaluation.dreambench import Subject
-from lightning_dreambooth.study.fits import benchmark_folder, finished, fit_of, locked
+from lightning_dreambooth.study.fits import benchmark_folder, build_fit, finished, locked
 from lightning_dreambooth.study.variants import Variant
 
 Name = Callable[..., str]
@@ -28,7 +28,7 @@ def name(here: Path, tiny_sd: Path, small_clip: Path) -> Name:
     def name(**changes: object) -> str:
         changed = common | {key.replace("__", "."): value for key, value in changes.items()}
         variant = Variant("a", ["fit.yaml"], changed, {})
-        return fit_of("mine", variant, 1, build_job(variant.argv(1))).name
+        return build_fit("mine", variant, 1, build_job(variant.argv(1))).name
 
     return name
 
@@ -87,6 +87,6 @@ def test_a_test_is_named_by_how_it_is_drawn(name: Name, here: Path, tiny_sd: Pat
     found = set()
     for more in ([], ["--benchmark.steps=3"]):
         job = build_job([*words, *more])
-        found.add(benchmark_folder(fit_of("mine", variant, 1, job), job, subject))
-    found.add(benchmark_folder(fit_of("mine", variant, 1, job), job, subject._replace(prompts=["b {0} {1}"])))
+        found.add(benchmark_folder(build_fit("mine", variant, 1, job), job, subject))
+    found.add(benchmark_folder(build_fit("mine", variant, 1, job), job, subject._replace(prompts=["b {0} {1}"])))
     assert len(found) == 3

@@ -2,13 +2,13 @@ import math
 
 import pytest
 
-from lightning_dreambooth.study.figures import Figure, Row
+from lightning_dreambooth.study.figures import Figure, FigureRow
 from lightning_dreambooth.study.measuring import decide
 from lightning_dreambooth.study.spec import FigureSpec, Hypothesis
 
 
-def row(steps: int) -> Row:
-    return Row("a", {"variant": "a", "prompt": "x", "steps": steps}, {"steps": steps}, range(2))
+def row(steps: int) -> FigureRow:
+    return FigureRow("a", {"variant": "a", "prompt": "x", "steps": steps}, {"steps": steps}, range(2))
 
 
 FIGURE = Figure("one", FigureSpec(), ["a"], [row(2), row(4), row(8)])

@@ -153,7 +153,7 @@ def test_a_study_takes_what_it_does_not_say_from_the_one_it_extends(read: Read) 
         ({"figures": {"one": {"prompt": "x", "sampler": "lms"}}}, "lms"),
         ({"extends": "mine.yaml"}, "mine.yaml extends itself"),
         ({"extends": "nowhere.yaml"}, "nowhere.yaml is not a file"),
-        ({"dreambench": {"folder": "nowhere"}}, "prompts_and_classes.txt is not there"),
+        ({"dreambench": {"folder": "nowhere"}}, "prompts_and_classes.txt does not exist"),
         ({"dreambench": {"folder": "."}, "variants": {"a": {}}}, "dreambench is given with variants or a grid"),
         ({"dreambench": {"folder": "."}, "grid": {"data.flip": [True]}}, "dreambench is given with variants or a grid"),
     ],
