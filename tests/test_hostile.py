@@ -188,7 +188,7 @@ def test_weights_that_are_only_there_as_pickles_are_not_loaded(complaint: Callab
     shutil.copytree(tiny_sd, "hostile")
     Path("hostile", UNET).unlink()
     torch.save({"w": Payload()}, Path("hostile", UNET).with_suffix(".bin"))
-    assert f"hostile misses {UNET}" in complaint(model__pretrained="hostile")
+    assert f"hostile lacks {UNET}" in complaint(model__pretrained="hostile")
     assert not Path("owned").exists()
 
 

@@ -272,7 +272,7 @@ def other_class_image() -> None:
 def test_going_on_with_other_images_or_prompts_is_said(run: Run, change: Callable[[], None], what: str) -> None:
     run(name="first", trainer__max_steps=1)
     change()
-    with pytest.warns(InputWarning, match=f"the state was trained on other {what}; training goes on") as said:
+    with pytest.warns(InputWarning, match=f"the state was trained on other {what}; training continues") as said:
         resumed = run(name="first", trainer__max_steps=2, ckpt_path="last")
     assert sum(warning.category is InputWarning for warning in said) == 1
     assert resumed.trainer.global_step == 2
