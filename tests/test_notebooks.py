@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom on small runs of the embedded model, and are read with outputs of real ones."""
+"""The notebooks run from top to bottom on small runs of the bundled model, and hold the outputs of real runs."""
 
 import ast
 from pathlib import Path
@@ -38,7 +38,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags = [f"--{key}={str(value).lower()}" for key, value in SMALL.items()]
     for words in (["fit", "--config=configs/toon.yaml", *flags], ["study", "webtoon.yaml"]):
         run = forked.start(folder, words)
-        assert run.wait(patience_seconds=900) == 0, run.said()
+        assert run.wait(patience_seconds=900) == 0, run.printed()
     return folder
 
 
@@ -60,8 +60,3 @@ def test_notebooks_define_nothing_and_show_real_outputs(notebook: Path) -> None:
     shown = [output for cell in cells for output in cell.outputs]
     assert not [output for output in shown if output.output_type == "error"]
     assert sum("image/png" in output.get("data", {}) for output in shown) >= 2
-
-
-def test_there_is_a_notebook_for_each_question() -> None:
-    names = {path.stem for path in NOTEBOOKS}
-    assert names == {"one_run", "prior_preservation", "guidance_steps_negative", "subject_or_style"}

@@ -53,7 +53,7 @@ def add_a_note() -> None:
         (add_a_note, "girl: skipped 1 files that are not images"),
     ],
 )
-def test_images_that_are_hardly_meant_so_are_named(here: Path, change: Callable[[], None], message: str) -> None:
+def test_images_that_look_unintended_are_named(here: Path, change: Callable[[], None], message: str) -> None:
     change()
     with pytest.warns(InputWarning, match=message):
         check_concepts([Concept("sks girl", "girl")], needs_class=False, resolution_px=32)

@@ -85,7 +85,7 @@ def test_a_dropped_caption_is_the_empty_prompt(here: Path) -> None:
     assert abs(sum(dropped) / 400 - 0.3) < 4 * (0.3 * 0.7 / 400) ** 0.5
 
 
-def test_a_sample_is_the_same_whenever_it_is_asked_for(here: Path) -> None:
+def test_a_sample_is_the_same_whenever_it_is_read(here: Path) -> None:
     real = [TrainingImage(path, "girl") for path in sorted(Path("girl").glob("*.png"))]
     views = training_views("random", True, 0)
     first, again = (dataset(ConceptImages(real, []), views=views)[7].rows[0].image for _ in range(2))

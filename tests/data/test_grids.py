@@ -114,7 +114,7 @@ def test_other_modes_become_rgb() -> None:
     [{}, {"": []}, {"a": noise(1), "b": noise(2)}, {"": [*noise(1), *noise(1, (4, 4))]}],
     ids=["no group", "no image", "groups that differ", "sizes that differ"],
 )
-def test_what_makes_no_grid_is_refused(groups: dict[str, list[Image.Image]]) -> None:
+def test_images_that_do_not_form_a_grid_are_refused(groups: dict[str, list[Image.Image]]) -> None:
     with pytest.raises(ValueError, match="images of one size"):
         side_by_side(groups, 2)
 

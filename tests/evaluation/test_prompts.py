@@ -30,7 +30,7 @@ def evaluation_prompts(
         ("a photo of a girl", "a photo of a girl"),
     ],
 )
-def test_the_identifier_goes_as_a_word_and_its_style_as_a_phrase(prompt: str, text: str) -> None:
+def test_the_identifier_is_removed_as_a_word_and_its_style_as_a_phrase(prompt: str, text: str) -> None:
     assert strip_identifier(prompt, "sks") == text
 
 

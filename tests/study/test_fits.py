@@ -16,7 +16,7 @@ Name = Callable[..., str]
 
 @pytest.fixture
 def name(here: Path, tiny_sd: Path, small_clip: Path) -> Name:
-    """What a fit is called."""
+    """The name of a fit."""
     (here / "fit.yaml").write_text("model: {prior_weight: 1.0}\n")
     common = {
         "model.pretrained": str(tiny_sd), "data.instance_data_dir": "girl", "data.class_data_dir": "class",
@@ -45,7 +45,7 @@ def test_a_fit_is_named_by_all_that_decides_it(name: Name, here: Path) -> None:
     assert len({*names}) == len(names)
 
 
-def test_what_does_not_decide_it_leaves_its_name(name: Name) -> None:
+def test_settings_that_do_not_decide_a_fit_leave_its_name(name: Name) -> None:
     assert name() == name(samples__num_images=7) == name(checkpoint__every_n_steps=1)
 
 
@@ -65,7 +65,7 @@ def test_a_concepts_list_decides_by_its_content(name: Name, here: Path) -> None:
     assert names[0] != names[1]
 
 
-def test_looking_leaves_nothing_behind(name: Name, here: Path) -> None:
+def test_building_a_job_writes_nothing(name: Name, here: Path) -> None:
     before = {*here.rglob("*")}
     name()
     assert {*here.rglob("*")} == before
@@ -84,9 +84,9 @@ def test_a_test_is_named_by_how_it_is_drawn(name: Name, here: Path, tiny_sd: Pat
     words = ["--config=fit.yaml", f"--model.pretrained={tiny_sd}", "--model.prior_weight=0", "--trainer.max_steps=1"]
     words += ["--data.instance_data_dir=girl", "--data.instance_prompt=a photo of x"]
     variant = Variant("a", ["fit.yaml"], {}, {})
-    found = set()
+    folders = set()
     for more in ([], ["--benchmark.steps=3"]):
         job = build_job([*words, *more])
-        found.add(benchmark_folder(build_fit("mine", variant, 1, job), job, subject))
-    found.add(benchmark_folder(build_fit("mine", variant, 1, job), job, subject._replace(prompts=["b {0} {1}"])))
-    assert len(found) == 3
+        folders.add(benchmark_folder(build_fit("mine", variant, 1, job), job, subject))
+    folders.add(benchmark_folder(build_fit("mine", variant, 1, job), job, subject._replace(prompts=["b {0} {1}"])))
+    assert len(folders) == 3

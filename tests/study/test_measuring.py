@@ -47,5 +47,5 @@ def test_rows_that_both_sides_hold_are_averaged() -> None:
     assert (verdict.more, verdict.less) == (1.0, 0.0)
 
 
-def test_a_measure_without_an_encoder_has_no_verdict() -> None:
+def test_a_metric_without_an_encoder_has_no_verdict() -> None:
     assert decide(Hypothesis("", "one", "dino", {}, {}), FIGURE, {(0, 0): {"clip_t": 1.0}}) is None
