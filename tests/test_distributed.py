@@ -3,7 +3,6 @@
 import csv
 import json
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,8 +21,6 @@ SAME = [
     "--trainer.max_steps=4", "--model.ema_decay=null", "--data.flip=true",
     "--trainer.callbacks+=helpers.probes.Recorder",
 ]  # fmt: skip
-
-Pair = Callable[..., list[forked.Run]]
 
 
 @pytest.fixture

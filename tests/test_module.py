@@ -279,7 +279,7 @@ def test_resuming_with_other_images_or_prompts_gives_a_warning(run: Run, change:
     run(name="first", trainer__max_steps=3, ckpt_path="last")  # on those that the newest state was trained on: silent
 
 
-def test_images_that_only_moved_are_the_same(run: Run) -> None:
+def test_moved_and_renamed_images_give_no_warning(run: Run) -> None:
     run(name="first", trainer__max_steps=1)
     Path("girl").rename("moved")
     for path in sorted(Path("moved").iterdir()):

@@ -35,7 +35,7 @@ class Checkpointing(Callback):
         every_n_steps: Optimizer steps between saves; the last step is always saved.
         keep_states: Number of newest states to keep; two, in case the newest is damaged.
         keep_exports: Number of newest exports to keep; older ones are removed after a newer one is complete.
-        keep_best: Number of exports with the highest `fidelity` score to keep besides; written when measured.
+        keep_best: Number of exports with the highest `fidelity` scores to keep too; written when measured.
         dtype: Number format of the exported weights.
     """
 

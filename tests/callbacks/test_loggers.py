@@ -18,7 +18,7 @@ CONFIG = {"seed_everything": 3, "model": {"prior_weight": 0.5, "pretrained": "ti
 
 
 class Written(WandbLogger):
-    """A logger for Weights & Biases that keeps what wandb would be given; wandb need not be installed."""
+    """A logger for Weights & Biases that records the calls; wandb need not be installed."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []

@@ -92,7 +92,7 @@ def test_a_signal_to_the_whole_group_ends_a_run_saved_with_all_its_workers(
 
 
 def members(group: int) -> int:
-    """How many processes of a group there are."""
+    """Number of processes in a group."""
     count = 0
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended meanwhile

@@ -16,7 +16,7 @@ def views() -> list[tuple[Path, View]]:
 
 
 class Counted:
-    """The model's encoder, counting what it encodes."""
+    """The model's encoder, which counts the images it encodes."""
 
     def __init__(self, model: StableDiffusion) -> None:
         self.model = model

@@ -148,7 +148,7 @@ def test_an_encoder_with_nan_is_named_and_not_the_images(tmp_path: Path, images:
         Clip(str(file.parent)).images(images)
 
 
-def test_a_folder_has_weights_of_its_own(clip: Clip) -> None:
+def test_a_tag_beside_a_folder_is_refused(clip: Clip) -> None:
     with pytest.raises(InputError, match="has weights of its own"):
         Clip(clip.source.removeprefix("local-dir:"), "openai")
 

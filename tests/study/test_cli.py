@@ -168,7 +168,7 @@ def test_only_what_was_changed_runs_again(done: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(done, tmp_path / "copy", symlinks=True)
     changed = STUDY | {"variants": {"with": {}, "without": {"model.prior_weight": 0.0, "data.flip": True}}}
     (folder / "mine.yaml").write_text(yaml.safe_dump(changed | {"seeds": [1]}))
-    assert "mine: 2 fits, 5 parts, of which 3 are done" in study(folder)
+    assert "mine: 2 fits, 5 tasks, of which 3 are done" in study(folder)
     (folder / "girl/00.png").unlink()  # what is learned is part of what a fit is
     printed = study(folder)
     assert "mine: 2 fits, 5 tasks, of which 1 are done" in printed

@@ -72,7 +72,6 @@ def test_building_a_job_writes_nothing(name: Name, here: Path) -> None:
 
 
 def test_one_process_at_a_time_works_on_a_run(here: Path) -> None:
-
     run = here / "runs/mine/a"
     with locked(run), run.with_name(".a.lock").open() as other, pytest.raises(BlockingIOError):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
