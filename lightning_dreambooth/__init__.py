@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lightning_dreambooth.models.stable_diffusion import StableDiffusion as StableDiffusion
     from lightning_dreambooth.module import DreamBooth as DreamBooth
 
-# Imported when first asked for, so that `import lightning_dreambooth` takes no time.
+# Imported on first use, so that `import lightning_dreambooth` is instant.
 _PUBLIC = {
     "DreamBooth": "module",
     "DreamBoothData": "datamodule",

@@ -1,10 +1,10 @@
-"""`python -m lightning_dreambooth`."""
+"""Entry point of `python -m lightning_dreambooth` and of the console script, with warnings as single lines."""
 
 import logging
 import sys
 import warnings
 
-# Messages of libraries about which a user can do nothing.
+# Messages of libraries that a user can do nothing about.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # kernels for 4-bit weights, not used here
 logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # advertisements of other products
 logging.getLogger("pytorch_lightning.trainer.connectors.checkpoint_connector").setLevel(logging.WARNING)
@@ -12,9 +12,8 @@ warnings.filterwarnings("ignore", r".*`isinstance\(treespec, LeafSpec\)`.*")
 warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # frozen parts are, on purpose
 warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # the first step is always logged
 warnings.filterwarnings("ignore", ".*does not have many workers.*")  # cached latents need none
-warnings.filterwarnings(
-    "ignore", ".*have no `val_dataloader`.*"
-)  # Fidelity draws between steps, not in Lightning's loop
+# Fidelity draws between steps, not in Lightning's validation loop.
+warnings.filterwarnings("ignore", ".*have no `val_dataloader`.*")
 
 from pytorch_lightning.utilities import rank_zero_only  # noqa: E402
 
@@ -27,7 +26,7 @@ default_format = warnings.formatwarning
 def one_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """A warning about input in one line; others with their place in the code."""
+    """Formats a warning about input as one line, and any other warning with its place in the code."""
     if issubclass(category, InputWarning):
         return f"{PROG}: warning: {message}\n"
     return default_format(message, category, filename, lineno, line)
@@ -39,9 +38,9 @@ if getattr(rank_zero_only, "rank", 0):  # one process warns for all
 
 
 def run() -> None:
-    """Runs a verb or a tool: the console script `lightning-dreambooth`."""
+    """Runs the verb or tool that the command line names."""
     if sys.argv[1:2] == ["study"]:
-        from lightning_dreambooth.study import cli  # here: the verbs need no plots
+        from lightning_dreambooth.study import cli  # imported here: the other verbs need no plots
 
         cli.main(sys.argv[2:])
     else:

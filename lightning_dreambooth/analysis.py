@@ -1,4 +1,4 @@
-"""For notebooks: the curves of a run, and what training has changed in which block."""
+"""Curves of a run and weight changes by block, for notebooks."""
 
 import re
 from pathlib import Path
@@ -15,30 +15,38 @@ BLOCK = re.compile(r"((?:down|up)_blocks\.\d+\.[a-z]+|mid_block\.[a-z]+|encoder\
 
 
 def curves(run: Path) -> dict[str, dict[int, float]]:
-    """What a run has logged: tag => optimizer step => value."""
+    """The logged numbers of a run: tag => optimizer step => value."""
     log = EventAccumulator(str(run)).Reload()
     return {tag: {event.step: event.value for event in log.Scalars(tag)} for tag in log.Tags()["scalars"]}
 
 
-def block_changes(before: str, after: str) -> dict[str, float]:
-    """How far each block of UNet and text encoder has moved, relative to its size; both are hub ids or folders.
+def block_changes(base: str, trained: str) -> dict[str, float]:
+    """Relative change of the weights in each block of UNet and text encoder, by `part.block`.
 
-    Half-precision files round each weight by up to 0.05 %, which is the least that can be told.
+    Half-precision files round each weight by up to 0.05 %; a smaller change cannot be told from rounding.
+
+    Args:
+        base: Hub id or folder of the base model.
+        trained: Hub id or folder of the trained model, such as an export.
     """
-    folders = [ModelFiles(name, None, None, None).folder for name in (before, after)]
+    folders = [ModelFiles(name).folder for name in (base, trained)]
     changes = {}
     for part in TRAINABLE:
-        old, new = (_weights(folder / part / weights_file(part, None)) for folder in folders)
+        base_weights, trained_weights = (_weights(folder / part / weights_file(part, None)) for folder in folders)
         blocks: dict[str, list[str]] = {}
-        for name in old:
-            if old[name].is_floating_point():
+        for name in base_weights:
+            if base_weights[name].is_floating_point():
                 blocks.setdefault(BLOCK.match(name)[1], []).append(name)  # type: ignore[index]
         for block, names in blocks.items():
-            now, start = (torch.cat([weights[name].float().flatten() for name in names]) for weights in (new, old))
-            changes[f"{part}.{block}"] = float(relative_change(now, start))
+            vectors = [_vector(weights, names) for weights in (trained_weights, base_weights)]
+            changes[f"{part}.{block}"] = float(relative_change(*vectors))
     return changes
 
 
+def _vector(weights: dict[str, torch.Tensor], names: list[str]) -> torch.Tensor:
+    return torch.cat([weights[name].float().flatten() for name in names])
+
+
 def _weights(file: Path) -> dict[str, torch.Tensor]:
-    """A part's weights; libraries of different age write the text encoder's with or without a first word."""
+    """The weights of a part by name, without the prefix that only some libraries write for the text encoder."""
     return {name.removeprefix("text_model."): weight for name, weight in load_file(file).items()}

@@ -1,4 +1,4 @@
-"""Concepts to batches, as a LightningDataModule."""
+"""LightningDataModule from concepts to batches of instance and class rows."""
 
 from collections.abc import Callable
 from functools import cache, cached_property
@@ -38,7 +38,7 @@ class DreamBoothData(pl.LightningDataModule):
         num_class_images: Class images per concept.
         resolution: Side in px of the squares that are trained on and drawn; null takes the model's own.
         batch_size: Samples per step and process; with the prior on, each sample is an instance and a class row.
-        crop: Where the square is cut from an image that is not square: its center, or one of eight random places.
+        crop: Where the square is cut from an image that is not square: its center, or one of 8 random places.
         flip: Whether half of the rows are mirrored.
         caption_dropout: Probability that a row is trained with the empty prompt.
         cache_latents: Whether images are encoded once before training, or at every step.
@@ -116,17 +116,17 @@ class DreamBoothData(pl.LightningDataModule):
 
     @property
     def identifier(self) -> str | None:
-        """The identifier that flags give."""
+        """The identifier of a concept given by options; None if concepts come from a file."""
         return self.flags["identifier"]
 
     @cached_property
     def resolution_px(self) -> int:
-        """Side of the squares that are trained on and drawn."""
+        """Side in px of the squares that are trained on and drawn."""
         return self.resolution or self.files.native_resolution_px
 
     @property
     def rows_per_sample(self) -> int:
-        """Rows that each sample brings to a batch: an instance row and, while the prior is on, a class row."""
+        """Rows of each sample in a batch: an instance row and, while the prior is on, a class row."""
         return 1 + self.with_prior
 
     @cached_property
@@ -135,7 +135,7 @@ class DreamBoothData(pl.LightningDataModule):
         return load_tokenizer(self.files.folder)
 
     def images(self, training: bool = True) -> list[ConceptImages]:
-        """The images of each concept that are trained on, those of classes only while training with the prior."""
+        """The training images of each concept; class images only for training with the prior."""
         classes = self.num_class_images if training and self.with_prior else 0
         return dataset.concept_images(self.concepts, classes, self.num_instance_images)
 
@@ -156,7 +156,7 @@ class DreamBoothData(pl.LightningDataModule):
             InputError: if images, prompts, sizes or class images cannot be trained on.
 
         Warns:
-            InputWarning: if they can, but are probably not what was meant.
+            InputWarning: if they can, but are probably not intended.
         """
         if self.checked:
             return
@@ -174,19 +174,19 @@ class DreamBoothData(pl.LightningDataModule):
         self.checked = True
 
     def prepare_data(self) -> None:
-        """Checks everything, for those who use this class without the command line."""
+        """Checks everything, for use without the command line."""
         self.check()
 
     def setup(self, stage: str) -> None:
         """Draws missing class images and fills the caches, all processes together."""
         trainer: Any = self.trainer
-        load = cache(lambda: StableDiffusion.load(self.files).to(trainer.strategy.root_device))  # once, if at all
+        load = cache(lambda: StableDiffusion.load(self.files).to(trainer.strategy.root_device))  # at most once
         with trainer.precision_plugin.forward_context():
             self.draw_class_images(load)
             self.dataset = self._build_dataset(load, str(trainer.precision))
 
     def draw_class_images(self, load: Callable[[], StableDiffusion]) -> None:
-        """Draws missing class images, all processes together; `load` gives the base model."""
+        """Draws missing class images, all processes together; `load` returns the base model."""
         for class_images in self.class_images():
             class_images.fill(load)
 
@@ -194,7 +194,7 @@ class DreamBoothData(pl.LightningDataModule):
         sets = self.images()
         images = [image for concept in sets for image in concept.instances + concept.classes]
         self.data_digests = dataset.data_digests(sets)
-        views = dataset.views_of(self.crop, self.flip, self.seed)
+        views = dataset.training_views(self.crop, self.flip, self.seed)
         prompts = sorted({"", *(image.prompt for image in images)})
         by_prompt: dict[str, torch.Tensor] | dict[str, Conditioning]
         if self.train_text_encoder:
@@ -210,7 +210,7 @@ class DreamBoothData(pl.LightningDataModule):
         return PairDataset(sets, by_prompt, views, self.resolution_px, self.caption_dropout, self.seed, latents)
 
     def samples_seen(self, step: int) -> int:
-        """How many samples training has consumed up to an optimizer step, whatever the batch sizes were."""
+        """Number of samples that training has consumed before an optimizer step, whatever the batch sizes were."""
         trainer: Any = self.trainer
         first_step, first_sample = self.resumed
         per_step = self.batch_size * trainer.accumulate_grad_batches * trainer.world_size
@@ -226,14 +226,14 @@ class DreamBoothData(pl.LightningDataModule):
         """Continues with the first sample that was not seen.
 
         Warns:
-            InputWarning: if images or prompts are others than before, as far as the state names them.
+            InputWarning: if images or prompts differ from those that the state names.
         """
         self.resumed = (int(state["step"]), int(state["samples"]))
         if self.data_digests:
             checks.check_same(state.get("data_digests", self.data_digests), self.data_digests)
 
     def train_dataloader(self) -> OrderedLoader:
-        """Micro-batches from where training stands to `max_steps`, as one long epoch."""
+        """Micro-batches from the current step to `max_steps`, as one long epoch."""
         trainer: Any = self.trainer
         accumulation = trainer.accumulate_grad_batches
         order = ShardedOrder(

@@ -1,4 +1,4 @@
-"""Several processes that work as one: which of them does what, how they wait, and who writes to a shared folder."""
+"""Several processes that work as one: ranks, shared work, barriers, and locks of shared folders."""
 
 import signal
 import time
@@ -19,12 +19,12 @@ LOCK_PATIENCE_SECONDS = 20
 
 
 def world_size() -> int:
-    """How many processes work together."""
+    """Number of processes of the run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """The number of this process, from 0 on."""
+    """Number of this process, in 0 ... world_size() - 1."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -34,12 +34,12 @@ def any_rank(true_here: bool) -> bool:
 
 
 def shard(items: Sequence[T]) -> Sequence[T]:
-    """The part of a list that this process works on; the list is the same on every process."""
+    """The items of a list that this process works on; the list is the same on every process."""
     return items[rank() :: world_size()]
 
 
 def barrier() -> None:
-    """Returns when all processes are here. Polls, so that a signal is handled while it waits."""
+    """Waits for all processes. Polls, so that signals are handled meanwhile."""
     if dist.is_initialized():
         work = dist.barrier(async_op=True)
         while not work.is_completed():
@@ -48,7 +48,7 @@ def barrier() -> None:
 
 
 def gather_dict(local: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of each process => the entries of all processes, on every process."""
+    """Entries of this process => entries of all processes, on every process."""
     if not dist.is_initialized():
         return dict(local)
     parts: list[Any] = [None] * world_size()
@@ -57,13 +57,13 @@ def gather_dict(local: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def ignore_signals_in_worker(worker: int) -> None:
-    """Makes a loader worker ignore signals: the process that it works for decides when it ends."""
+    """Makes a loader worker ignore signals: its parent process decides when it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def acquire(lock: BaseFileLock, patience_seconds: int) -> bool:
-    """Whether this process holds the lock of a folder afterwards; waits for it at most so long.
+    """Tries for at most `patience_seconds` to lock a folder; returns whether this process holds the lock.
 
     Raises:
         TrainingError: if the folder cannot be written to.
@@ -82,13 +82,13 @@ def acquire(lock: BaseFileLock, patience_seconds: int) -> bool:
 
 @contextmanager
 def exclusive_folder(folder: Path) -> Iterator[None]:
-    """Lets one run at a time write to a folder, with all of its processes, and removes what a killed run left there.
+    """Lets one run at a time, with all its processes, write to a folder; removes unfinished files of killed runs.
 
-    The lock belongs to the first process and ends with it, in whatever way that ends.
+    The first process holds the lock. The lock ends with that process, even if it is killed.
     """
     lock = FileLock(folder / LOCK)
     locked = False
-    while not locked:  # in rounds, because a process group waits for a member at most half an hour
+    while not locked:  # in rounds, because a process group waits at most half an hour for one of its processes
         local = {"locked": acquire(lock, LOCK_PATIENCE_SECONDS)} if rank() == 0 else {}
         locked = gather_dict(local)["locked"]
     if rank() == 0:

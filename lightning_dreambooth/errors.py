@@ -1,4 +1,4 @@
-"""How this package refuses, stops or warns. `cli.main.exit_on_error` turns each of these into one line."""
+"""Errors and warnings of this package; `cli.main.exit_on_error` prints each error as one line."""
 
 
 class InputError(ValueError):
@@ -6,7 +6,7 @@ class InputError(ValueError):
 
 
 class TrainingError(RuntimeError):
-    """The run cannot go on; what was saved before remains. Exit code 1."""
+    """The run cannot continue; what was saved before remains. Exit code 1."""
 
 
 class Stopped(BaseException):
@@ -19,4 +19,4 @@ class Stopped(BaseException):
 
 
 class InputWarning(UserWarning):
-    """Input that can be used, but is probably not what was meant."""
+    """Input that can be used, but is probably not intended."""

@@ -1,4 +1,4 @@
-"""How files reach the disk: written beside their target, flushed, renamed into place; and their SHA-256."""
+"""Atomic writes (beside the target, flushed, then renamed), SHA-256 of files, and free disk space."""
 
 import hashlib
 import os
@@ -18,7 +18,7 @@ OLD = ".{}.old.part"  # name of a folder while another one replaces it
 
 
 def flush(path: Path) -> None:
-    """Flushes a file or folder to the disk: a rename alone does not survive a power cut."""
+    """Flushes a file or folder to the disk: a rename alone may be lost in a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -31,7 +31,7 @@ def replaced(target: Path) -> Iterator[Path]:
     """Yields a path beside `target` for a file or folder, and renames it into place when the block has succeeded.
 
     Raises:
-        TrainingError: if the disk refuses; what was at `target` before is then still there.
+        TrainingError: if writing fails; `target` is then as it was before.
     """
     beside = target.with_name(PART.format(target.name, token_hex(4)))
     try:
@@ -74,8 +74,8 @@ def _refusal(target: Path, beside: Path, error: Exception) -> str:
 def remove_parts(*folders: Path) -> None:
     """Removes unfinished files of killed runs, directly in these folders.
 
-    Only the process that holds the folders' lock may call it, before other processes of its run write there. An orphan
-    of a killed run may still write: its file is removed too, and it fails or continues under its own unique name.
+    Only the process that holds the folders' lock may call it, before other processes of its run write there. A process
+    of a killed run may still be writing: its file is removed too, and it fails or continues under its own unique name.
     """
     for folder in folders:
         for old in folder.glob(OLD.format("*")):

@@ -20,7 +20,7 @@ from lightning_dreambooth.diffusion.sampling import sample
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.models.model_files import ModelFiles
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
-from lightning_dreambooth.optimization import Schedule, WeightAverage, probe
+from lightning_dreambooth.optimization import Schedule, WeightAverage, weight_sample
 
 
 class DreamBooth(pl.LightningModule):
@@ -30,13 +30,13 @@ class DreamBooth(pl.LightningModule):
         pretrained: Hub id or folder of the base model, in diffusers' layout.
         vae: Hub id or folder of a VAE that replaces the base model's, for encoding, sampling and export.
         revision: Git revision of a hub model.
-        variant: Weight variant such as fp16; masters are fp32 whatever the files hold.
-        prior_weight: Lambda of the prior-preservation loss (Eq. 2); 0 switches the class branch off.
-        train_text_encoder: Whether the text encoder is trained along with the UNet.
+        variant: Weight variant such as fp16; weights are trained in fp32 whatever the files hold.
+        prior_weight: Weight lambda of the prior loss (Eq. 2); 0 trains without class images.
+        train_text_encoder: Whether the text encoder is trained too.
         text_encoder_lr: Learning rate of the text encoder; null takes the optimizer's.
         text_encoder_stop_step: Optimizer step from which the text encoder no longer changes.
         optimizer: Optimizer of the trained weights.
-        lr_schedule: Course of the learning rate after the warm-up.
+        lr_schedule: Learning-rate schedule after the warm-up: constant, linear or cosine.
         warmup_steps: Optimizer steps of linear warm-up.
         snr_gamma: Gamma of min-SNR weighting (arXiv:2303.09556) of instance and class rows; null weights equally.
         noise_offset: Strength of the per-channel noise offset.
@@ -95,30 +95,30 @@ class DreamBooth(pl.LightningModule):
             raise InputError(f"model.snr_gamma is {self.snr_gamma}, must be above 0; null switches the weighting off")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise InputError(f"model.ema_decay is {self.ema_decay}, must lie between 0 and 1; null keeps no average")
-        given = {*self.learning_rates.values(), *self.stop_steps.values()} - {None}
-        if given and not self.train_text_encoder:
+        text_encoder_settings = {*self.learning_rates.values(), *self.stop_steps.values()} - {None}
+        if text_encoder_settings and not self.train_text_encoder:
             raise InputError("model.text_encoder_lr and text_encoder_stop_step need model.train_text_encoder: true")
 
     @property
     def training_setup(self) -> TrainingSetup:
-        """What the data must know."""
+        """The settings of this module that the datamodule needs."""
         return TrainingSetup(self.files, self.prior_weight > 0, self.train_text_encoder, self.seed)
 
     def setup(self, stage: str) -> None:
-        """Loads the base weights and prepares what is trained: `trained` holds it by part and name."""
+        """Loads the base weights; `trained` then holds the weights to train, by part and name."""
         self.model = StableDiffusion.load(self.files)
         self.trained = self.model.train_parts(self.train_text_encoder, self.gradient_checkpointing)
         if self.ema_decay is not None:
             self.ema = WeightAverage(self.trained, self.ema_decay)
-        self.start = {part: probe(named) for part, named in self.trained.items()}
+        self.base_sample = {part: weight_sample(named) for part, named in self.trained.items()}
 
     def release(self) -> None:
         """Frees the weights; `setup` loads them again."""
-        del self.model, self.trained, self.start
+        del self.model, self.trained, self.base_sample
         self.ema = None  # it holds the weights, too
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """One micro-batch => the combined loss and, for the log, its halves."""
+        """One micro-batch => the combined loss and, for the log, the instance and prior losses."""
         loss = self.loss(batch)
         halves = {"train/loss": loss.total, "train/instance_loss": loss.instance, "train/prior_loss": loss.prior}
         return {"loss": loss.total} | {name: half.detach() for name, half in halves.items() if half is not None}
@@ -145,17 +145,17 @@ class DreamBooth(pl.LightningModule):
         return objective.prior_preservation_loss(instance, prior[0] if prior else None, self.prior_weight)
 
     def _normal(self, purpose: str, batch: Batch, shape: tuple[int, ...]) -> Tensor:
-        """Normal numbers [rows, *shape]; instance and class rows of a sample have draws of their own."""
-        drawn = [randomness.normal(self.seed, f"{purpose} {half}", batch.indices, shape) for half in batch.halves]
-        return torch.cat(drawn).to(self.device, non_blocking=True)
+        """Standard normal numbers [rows, *shape]; instance and class row of a sample have separate draws."""
+        draws = [randomness.normal(self.seed, f"{purpose} {half}", batch.indices, shape) for half in batch.halves]
+        return torch.cat(draws).to(self.device, non_blocking=True)
 
     def _integers(self, purpose: str, batch: Batch, high: int) -> Tensor:
-        """Integers [rows] in [0, high), drawn in the same way."""
-        drawn = [randomness.integers(self.seed, f"{purpose} {half}", batch.indices, high) for half in batch.halves]
-        return torch.cat(drawn).to(self.device, non_blocking=True)
+        """Uniform integers [rows] in [0, high), drawn in the same way."""
+        draws = [randomness.integers(self.seed, f"{purpose} {half}", batch.indices, high) for half in batch.halves]
+        return torch.cat(draws).to(self.device, non_blocking=True)
 
     def predict_step(self, batch: list[ImageJob], batch_idx: int) -> Tensor:
-        """Image jobs => images [jobs, 3, height, width] in [0, 1]; no job, no image."""
+        """Image jobs => images [jobs, 3, height, width] in [0, 1]; an empty batch gives no images."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         requests = [job.request for job in batch]
         return self.draw(requests, data.resolution_px) if requests else torch.empty(0, 3, 0, 0)
@@ -163,7 +163,7 @@ class DreamBooth(pl.LightningModule):
     validation_step = test_step = predict_step  # `Fidelity` and `PaperBenchmark` measure the images
 
     def draw(self, requests: list[Request], resolution_px: int) -> Tensor:
-        """Requests => images in [0, 1], from the averaged weights if there are any."""
+        """Requests => images [requests, 3, height, width] in [0, 1], by the averaged weights if there are any."""
         with self.averaged():
             return sample(self.model, requests, resolution_px)
 
@@ -180,28 +180,28 @@ class DreamBooth(pl.LightningModule):
             self.ema.swap()
 
     def relative_changes(self) -> dict[str, Tensor]:
-        """How far each trained part has moved from the base weights, relative to their size."""
-        change = optimization.relative_change
-        return {part: change(probe(named), self.start[part].to(self.device)) for part, named in self.trained.items()}
+        """Relative change of each trained part from the base weights."""
+        now = {part: weight_sample(named) for part, named in self.trained.items()}
+        return {part: optimization.relative_change(now[part], self.base_sample[part].to(self.device)) for part in now}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One parameter group for each trained part, and the learning rate's course in optimizer steps.
+        """One parameter group for each trained part, and the learning-rate schedule in optimizer steps.
 
         Raises:
-            InputError: if the optimizer is of another kind than that of a resumed state, or cannot clip.
+            InputError: if the optimizer is of another kind than that of a resumed state, or cannot clip gradients.
         """
         optimizer = self.optimizer(optimization.parameter_groups(self.trained, self.learning_rates))
         resuming.check_kind(optimizer, self.saved_with)
         optimization.check_clipping(optimizer, _scaler(self.trainer), self.trainer.gradient_clip_val)
         if type(optimizer).__module__.startswith("bitsandbytes"):
-            self.model.lay_out_contiguously()  # as its first step does; a resumed run then computes in the same order
+            self.model.lay_out_contiguously()  # as its first step does, so that a resumed run computes the same bits
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
-        course = (self.lr_schedule, self.warmup_steps, self.trainer.max_steps)
-        factors = [optimization.learning_rate_factor(*course, self.stop_steps.get(part)) for part in self.trained]
+        schedule = (self.lr_schedule, self.warmup_steps, self.trainer.max_steps)
+        factors = [optimization.learning_rate_factor(*schedule, self.stop_steps.get(part)) for part in self.trained]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factors), "interval": "step"}}
 
     def on_train_start(self) -> None:
-        """Lets the configured learning rates win over those of a resumed state."""
+        """Replaces the learning rates of a resumed state by the configured ones."""
         optimization.set_learning_rates(self.lr_schedulers(), self.base_rates)  # type: ignore[arg-type]
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
@@ -214,7 +214,7 @@ class DreamBooth(pl.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clips, also for fused optimizers in bf16, which Lightning refuses as if gradients were scaled there."""
+        """Clips gradients, also for fused optimizers in bf16, which Lightning refuses although nothing is scaled."""
         mixed = isinstance(self.trainer.precision_plugin, MixedPrecision)
         if mixed and _scaler(self.trainer) is None and gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
             weights = [weight for group in optimizer.param_groups for weight in group["params"]]
@@ -225,15 +225,15 @@ class DreamBooth(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves frozen weights and names of code out of the state, and records the kind of optimizer."""
         resuming.remove_names_of_code(checkpoint)
-        checkpoint["optimizer"] = resuming.kind_of(self.trainer.optimizers[0])
+        checkpoint["optimizer"] = resuming.optimizer_kind(self.trainer.optimizers[0])
         saved = self._saved_weights()
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in saved}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the frozen weights.
+        """Adds the frozen weights to the state.
 
         Raises:
-            InputError: if the state holds other weights than this run trains.
+            InputError: if the state does not hold exactly the weights that this run trains.
         """
         self.saved_with = checkpoint.get("optimizer")
         resuming.check_weights(checkpoint["state_dict"], self._saved_weights())

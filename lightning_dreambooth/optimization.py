@@ -1,6 +1,6 @@
-"""How weights move: parameter groups, learning rates, their average, and how far they are from where they began.
+"""Parameter groups, learning rates, moving average, gradient norm and relative change of the trained weights.
 
-`Weights` are the trained weights by part (`unet`, `text_encoder`) and name; all functions of this file read them.
+`Weights` maps each part (`unet`, `text_encoder`) to its trained weights by name.
 """
 
 import math
@@ -17,7 +17,7 @@ from lightning_dreambooth.errors import InputError
 Schedule = Literal["constant", "linear", "cosine"]
 Weights = Mapping[str, Mapping[str, nn.Parameter]]
 
-PROBE_SIZE = 4096  # numbers compared of each parameter: enough for two digits, little beside the weights
+MAX_SAMPLED = 4096  # numbers compared of each parameter: enough for two digits, few beside all weights
 
 
 def learning_rate_factor(
@@ -37,7 +37,7 @@ def learning_rate_factor(
 
 
 def parameter_groups(weights: Weights, learning_rates: Mapping[str, float | None]) -> list[dict[str, Any]]:
-    """One parameter group per part; a part without a learning rate of its own takes the optimizer's."""
+    """One parameter group per part; a part without its own learning rate takes the optimizer's."""
     groups = []
     for part, named in weights.items():
         rate = learning_rates.get(part)
@@ -46,7 +46,7 @@ def parameter_groups(weights: Weights, learning_rates: Mapping[str, float | None
 
 
 def check_clipping(optimizer: Optimizer, scaler: object, gradient_clip_val: float | None) -> None:
-    """Raises InputError if a fused optimizer would unscale gradients by itself, after they should have been clipped."""
+    """Raises InputError if a fused optimizer would unscale gradients only after they have been clipped."""
     if scaler is not None and gradient_clip_val and getattr(optimizer, "_step_supports_amp_scaling", False):
         raise InputError(
             "a fused optimizer cannot clip gradients under trainer.precision 16-mixed; use bf16-mixed, set the "
@@ -55,7 +55,7 @@ def check_clipping(optimizer: Optimizer, scaler: object, gradient_clip_val: floa
 
 
 def set_learning_rates(scheduler: LambdaLR, base_rates: Sequence[float]) -> None:
-    """Puts the configured learning rates in place of those of a resumed state."""
+    """Replaces the learning rates of a resumed state by the configured ones."""
     scheduler.base_lrs = list(base_rates)
     for group, rate, factor in zip(scheduler.optimizer.param_groups, base_rates, scheduler.lr_lambdas, strict=True):
         group["lr"] = rate * factor(scheduler.last_epoch)
@@ -64,12 +64,12 @@ def set_learning_rates(scheduler: LambdaLR, base_rates: Sequence[float]) -> None
 class WeightAverage(nn.Module):
     """Exponential moving average of the trained weights, in fp32.
 
-    Lightning's EMAWeightAveraging averages whole modules and swaps them only around validation; this one holds what is
-    trained and nothing else, and is swapped in for every image and export.
+    Lightning's EMAWeightAveraging averages whole modules and swaps them only around validation; this one holds only the
+    trained weights, and is swapped in for every image and export.
 
     Args:
         weights: The trained weights.
-        decay: Decay in (0, 1); it grows to this value, so that the first steps do not linger.
+        decay: Decay in (0, 1); it grows to this value, so that the first weights lose their influence quickly.
     """
 
     updates: Tensor
@@ -90,7 +90,7 @@ class WeightAverage(nn.Module):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Follows the trained weights by one optimizer step; the first update copies them."""
+        """Moves the average towards the trained weights after an optimizer step; the first update copies them."""
         n = int(self.updates)
         decay = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
         torch._foreach_lerp_([*self.average], [*self.current], 1 - decay)
@@ -103,15 +103,15 @@ class WeightAverage(nn.Module):
 
 
 @torch.no_grad()
-def probe(named: Mapping[str, nn.Parameter]) -> Tensor:
-    """Evenly spaced weights of every parameter of a part, as one vector."""
+def weight_sample(named: Mapping[str, nn.Parameter]) -> Tensor:
+    """Evenly spaced weights of every parameter of a part, as one fp32 vector."""
     flat = [parameter.detach().flatten() for parameter in named.values()]
-    return torch.cat([values[:: max(1, len(values) // PROBE_SIZE)].float() for values in flat])
+    return torch.cat([values[:: max(1, len(values) // MAX_SAMPLED)].float() for values in flat])
 
 
-def relative_change(now: Tensor, start: Tensor) -> Tensor:
-    """|now - start| / |start| of two probes."""
-    return (now - start).norm() / start.norm()
+def relative_change(trained: Tensor, base: Tensor) -> Tensor:
+    """|trained - base| / |base| of two vectors of weights."""
+    return (trained - base).norm() / base.norm()
 
 
 def gradient_norm(named: Mapping[str, nn.Parameter]) -> Tensor:

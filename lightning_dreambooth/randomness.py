@@ -1,7 +1,7 @@
-"""Everything random, as pure functions of (seed, purpose, sample index).
+"""Random numbers as pure functions of (seed, purpose, sample index).
 
-No state is kept and none is saved: a resumed run, a run on several processes and a run with other workers draw the same
-numbers for the same sample. Draws are made on the CPU, so every device sees the same noise.
+There is no state to save: a resumed run, a run on several processes and a run with other workers draw the same numbers
+for the same sample. Draws are made on the CPU, so the noise is the same on every device.
 """
 
 import hashlib
@@ -15,9 +15,9 @@ from torch import Tensor
 
 
 def generator(seed: int, purpose: str, index: int) -> np.random.Generator:
-    """A generator for one draw: Philox (Salmon et al. 2011), its 128-bit key hashed from all that names the draw.
+    """The generator of one draw: Philox (Salmon et al. 2011), its 128-bit key a hash of seed, purpose and index.
 
-    torch's CPU generator would keep 32 bits of a seed, too few to keep millions of draws apart.
+    torch's CPU generator uses only 32 bits of a seed, too few for millions of different draws.
     """
     digest = hashlib.blake2b(f"{seed}/{purpose}/{index}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big")))
@@ -35,7 +35,7 @@ def integers(seed: int, purpose: str, index: Sequence[int], high: int) -> Int[Te
 
 
 def uniform(seed: int, purpose: str, index: int, count: int) -> tuple[float, ...]:
-    """Uniform numbers in [0, 1)."""
+    """`count` uniform numbers in [0, 1)."""
     return tuple(generator(seed, purpose, index).random(count).tolist())
 
 
@@ -46,10 +46,10 @@ def chance(seed: int, purpose: str, index: int, probability: float) -> bool:
 
 @lru_cache(maxsize=64)
 def permutation(seed: int, purpose: str, epoch: int, length: int) -> tuple[int, ...]:
-    """The order in which `length` things are visited in their `epoch`-th round."""
+    """The order in which round `epoch` visits `length` items, as a permutation of 0 ... length - 1."""
     return tuple(generator(seed, purpose, epoch).permutation(length).tolist())
 
 
 def visit(seed: int, purpose: str, index: int, length: int) -> int:
-    """Which of `length` things the `index`-th visit shows: each round shows each thing once, in an order of its own."""
+    """The item in [0, length) of visit `index`: each round visits every item once, in its own order."""
     return permutation(seed, purpose, index // length, length)[index % length]

@@ -1,4 +1,4 @@
-"""What a state must hold to be resumed: the same weights, the same kind of optimizer, progress at the end of a step."""
+"""Checks and corrections of a state that is resumed: trained weights, kind of optimizer, progress."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,22 +8,22 @@ from torch.optim import Optimizer
 from lightning_dreambooth.errors import InputError
 
 
-def kind_of(optimizer: Optimizer) -> str:
+def optimizer_kind(optimizer: Optimizer) -> str:
     """The optimizer's class, such as `torch.optim.adamw.AdamW`."""
     return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
 
 
 def check_kind(optimizer: Optimizer, saved_with: str | None) -> None:
-    """Raises InputError if a state to resume was saved with another kind of optimizer; None is no state."""
-    if saved_with not in (None, kind_of(optimizer)):
+    """Raises InputError if the resumed state was saved with another kind of optimizer; None if no state is resumed."""
+    if saved_with not in (None, optimizer_kind(optimizer)):
         raise InputError(
             f"the state was saved with {saved_with}, which model.optimizer must name to resume; "
-            f"it is {kind_of(optimizer)}"
+            f"it is {optimizer_kind(optimizer)}"
         )
 
 
 def check_weights(saved: Mapping[str, Any], trained: set[str]) -> None:
-    """Raises InputError if a state holds other weights than a run trains."""
+    """Raises InputError if a state does not hold exactly the weights that a run trains."""
     if set(saved) != trained:
         raise InputError(
             f"the state holds {len(saved)} trained weights, this run trains {len(trained)}, of which "
@@ -32,13 +32,13 @@ def check_weights(saved: Mapping[str, Any], trained: set[str]) -> None:
 
 
 def remove_names_of_code(checkpoint: dict[str, Any]) -> None:
-    """Removes what would let Lightning run code that a state names."""
+    """Removes the entries by which Lightning would run code that a state names."""
     for hyper_parameters in ("hyper_parameters", "datamodule_hyper_parameters"):
         checkpoint.get(hyper_parameters, {}).pop("_instantiator", None)
 
 
 def end_after_last_step(checkpoint: dict[str, Any], accumulate_grad_batches: int) -> None:
-    """Sets the progress of a state to the end of its last optimizer step, wherever in the run it was saved.
+    """Sets the progress of a state to the end of its last optimizer step, wherever in that step it was saved.
 
     A finished run then resumes when max_steps is raised, and one that ended during accumulation repeats its last step.
     """

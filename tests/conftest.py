@@ -49,7 +49,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def run(here: Path, tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., DreamBoothCLI]:
-    """Runs a verb through the front door on the tiny model, with settings that take a second."""
+    """Runs a verb through the command line on the tiny model, with settings that take a second."""
     small = {
         "model.pretrained": tiny_sd, "data.instance_data_dir": "girl", "data.instance_prompt": "a photo of sks girl",
         "data.class_data_dir": "class", "data.class_prompt": "a photo of a girl", "data.num_class_images": 3,
@@ -69,7 +69,7 @@ def run(here: Path, tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
 
 @pytest.fixture
 def complaint(run: Callable[..., object], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """The one line that a run with wrong input ends in."""
+    """The one line in which a run with wrong input ends."""
 
     def complaint(*words: str, **settings: object) -> str:
         with pytest.raises(SystemExit) as stopped:

@@ -83,7 +83,7 @@ def test_every_config_trains_to_an_export(
     assert pipeline.unet.config.sample_size == 8
 
 
-def test_the_configs_that_train_here_are_all_there_are() -> None:
+def test_every_config_of_fit_is_among_those_that_train_here() -> None:
     assert {CONFIGS / file for files in LAYERS for file in files} == {*OF_FIT}
 
 
@@ -98,9 +98,9 @@ def test_the_table_of_configs_names_every_file() -> None:
 def test_every_config_opens_with_a_command_that_reads_it(path: Path) -> None:
     command = path.read_text().splitlines()[0]
     assert command.startswith("# python -m lightning_dreambooth fit")
-    given = re.findall(r"-c configs/(\S+)", command) or [str(arguments.EXAMPLE.relative_to(CONFIGS))]
-    assert given in LAYERS
-    assert str(path.relative_to(CONFIGS)) in given
+    layers = re.findall(r"-c configs/(\S+)", command) or [str(arguments.EXAMPLE.relative_to(CONFIGS))]
+    assert layers in LAYERS
+    assert str(path.relative_to(CONFIGS)) in layers
 
 
 def leaves(values: object, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
@@ -114,23 +114,23 @@ def leaves(values: object, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
 
 @pytest.mark.parametrize("files", [files for files in LAYERS if "low_memory.yaml" not in files], ids=named)
 def test_no_config_restates_a_default(here: Path, files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    given = [yaml.safe_load((CONFIGS / file).read_text()) for file in files]
-    optimizer = given[0].get("model", {}).get("optimizer", {"class_path": "torch.optim.AdamW"})["class_path"]
+    contents = [yaml.safe_load((CONFIGS / file).read_text()) for file in files]
+    optimizer = contents[0].get("model", {}).get("optimizer", {"class_path": "torch.optim.AdamW"})["class_path"]
     bare = {"model": {"optimizer": {"class_path": optimizer, "init_args": {"lr": 0}}}}
     (here / "bare.yaml").write_text(yaml.safe_dump(bare))
     with pytest.raises(SystemExit):
         main(["fit", "--config=bare.yaml", "--print_config"])
     defaults = dict(leaves(yaml.safe_load(capsys.readouterr().out)))
-    said = [leaf for each in given for leaf in leaves(each) if leaf[0][-1] != "class_path"]
-    assert said
-    assert [at for at, value in said if defaults[at] == value] == []
+    stated = [leaf for content in contents for leaf in leaves(content) if leaf[0][-1] != "class_path"]
+    assert stated
+    assert [at for at, value in stated if defaults[at] == value] == []
 
 
 def sd15_arguments() -> dict[str, list[str]]:
     """Everything that ships for Stable Diffusion 1.5, as the arguments after `fit`."""
-    own = {named(files): flags(files) for files in LAYERS if files[0] == "sd15.yaml"}
+    configs = {named(files): flags(files) for files in LAYERS if files[0] == "sd15.yaml"}
     study = read_study(Path("configs/studies/webtoon_sd15.yaml"))
-    return own | {name: variant.argv(0) for name, variant in study.variants.items()}
+    return configs | {name: variant.argv(0) for name, variant in study.variants.items()}
 
 
 def test_measuring_costs_less_than_a_quarter_of_training(
@@ -149,7 +149,7 @@ def test_measuring_costs_less_than_a_quarter_of_training(
 
 
 def measured_share(job: Job) -> float:
-    """What measuring costs in a run, as a part of what its training costs."""
+    """Cost of measuring in a run, relative to the cost of its training."""
     fidelity, data, steps = job.callbacks.fidelity, job.data, job.trainer.max_steps
     probes = fidelity.measurement.probes
     assert len(probes) >= 4

@@ -3,7 +3,6 @@
 import csv
 import json
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,8 +22,6 @@ SAME = [
     "--trainer.callbacks+=helpers.probes.Recorder",
 ]  # fmt: skip
 
-Pair = Callable[..., list[forked.Run]]
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -34,19 +31,19 @@ def folder(tmp_path: Path) -> Path:
 
 
 def words(name: str, batch_size: int, **settings: object) -> list[str]:
-    given = [f"--{key.replace('__', '.')}={value}" for key, value in settings.items()]
+    flags = [f"--{key.replace('__', '.')}={value}" for key, value in settings.items()]
     return ["fit", *WORDS, *SAME, f"--trainer.callbacks.folder=seen-{name}", f"--name={name}",
-            f"--data.batch_size={batch_size}", "--data.class_batch_size=2", *given]  # fmt: skip
+            f"--data.batch_size={batch_size}", "--data.class_batch_size=2", *flags]  # fmt: skip
 
 
 def alone(folder: Path, *args: str) -> None:
     run = forked.start(folder, list(args))
-    assert run.wait() == 0, run.said()
+    assert run.wait() == 0, run.printed()
 
 
 def together(folder: Path, *args: str) -> None:
     runs = forked.together(folder, list(args))
-    assert [run.wait() for run in runs] == [0, 0], [run.said() for run in runs]
+    assert [run.wait() for run in runs] == [0, 0], [run.printed() for run in runs]
 
 
 def weights(folder: Path, name: str, rank: int = 0) -> torch.Tensor:
@@ -73,9 +70,9 @@ def test_two_processes_do_what_one_does(folder: Path) -> None:
     # Class images: as many, each by one process, and the same to the last bit, for whole batches are shared out.
     assert len(set(files(folder / "class").values())) == 3
     assert files(folder / "class") == files(folder / "class-one")
-    said = [(folder / f"output-{rank}").read_text() for rank in (0, 1)]
-    assert "2/2" in said[0]  # of three class images, two; its part of sixteen encodings, eight
-    assert "class images" not in said[1]
+    outputs = [(folder / f"output-{rank}").read_text() for rank in (0, 1)]
+    assert "2/2" in outputs[0]  # of three class images, two; its part of sixteen encodings, eight
+    assert "class images" not in outputs[1]
     assert len(files(folder / "cache")) == 16
 
     # Samples: step by step those of one process.
@@ -88,7 +85,7 @@ def test_two_processes_do_what_one_does(folder: Path) -> None:
     assert losses(folder, "two") == pytest.approx(losses(folder, "one"), rel=1e-3)
 
 
-def test_a_run_stopped_on_two_processes_goes_on_with_one(folder: Path) -> None:
+def test_a_run_stopped_on_two_processes_is_resumed_on_one(folder: Path) -> None:
     together(folder, *words("whole", 2))
     together(folder, *words("half", 2, trainer__limit_train_batches=2))
     alone(folder, *words("half", 4, ckpt_path="last"))
@@ -97,7 +94,7 @@ def test_a_run_stopped_on_two_processes_goes_on_with_one(folder: Path) -> None:
     assert (weights(folder, "half") - weights(folder, "whole")).abs().max() < BOUND
 
 
-def test_a_run_goes_on_with_the_next_sample_when_the_batch_size_changes(folder: Path) -> None:
+def test_a_run_continues_with_the_next_sample_when_the_batch_size_changes(folder: Path) -> None:
     alone(folder, *words("run", 4, trainer__limit_train_batches=2))
     alone(folder, *words("run", 2, ckpt_path="last"))
     assert numbers(folder, "run") == [[8, 9], [10, 11]]
@@ -111,7 +108,7 @@ def test_an_orphan_of_a_killed_run_does_not_disturb_the_next_one(folder: Path) -
     until(first, lambda: len([*(folder / "class").glob("*.png")]) > 4)
     first.send(signal.SIGKILL)
     together(folder, *drawing)
-    assert orphan.wait() == 1, orphan.said()
+    assert orphan.wait() == 1, orphan.printed()
     assert len(files(folder / "class")) == 40
     for name in files(folder / "class"):
         Image.open(folder / "class" / name).load()
@@ -134,15 +131,15 @@ def test_fewer_batches_than_processes_are_refused(folder: Path) -> None:
     runs = forked.together(folder, [*asked, "--trainer.accelerator=cpu"])
     assert [run.wait() for run in runs] == [2, 2]
     for run in runs:
-        complaints = [line for line in run.said().splitlines() if "error:" in line]
+        complaints = [line for line in run.printed().splitlines() if "error:" in line]
         assert len(complaints) == 1
         assert "1 batches are too few for 2 processes; lower samples.batch_size" in complaints[0]
     assert not (folder / "runs").exists()
 
 
-def test_two_runs_begun_at_the_same_moment_both_end_well(folder: Path) -> None:
+def test_two_runs_begun_at_the_same_moment_both_finish(folder: Path) -> None:
     runs = [forked.start(folder, ["fit", *WORDS], output=f"output-{number}") for number in (1, 2)]
-    assert [run.wait() for run in runs] == [0, 0], [run.said() for run in runs]
+    assert [run.wait() for run in runs] == [0, 0], [run.printed() for run in runs]
     for name in ("dreambooth", "dreambooth-2"):
         assert (folder / "runs" / name / "states/step-000006.ckpt").is_file()
         assert len(losses(folder, name)) == 6
@@ -156,15 +153,15 @@ def test_lightnings_own_launcher_starts_the_second_process(folder: Path) -> None
 def test_a_strategy_that_forks_is_refused(folder: Path) -> None:
     run = forked.start(folder, [*words("two", 2), "--trainer.devices=2", "--trainer.strategy=ddp_spawn"])
     assert run.wait() == 2
-    assert "or forks; use ddp" in run.said()
+    assert "or forks; use ddp" in run.printed()
     assert not (folder / "runs").exists()
 
 
 def measuring(folder: Path) -> list[str]:
     tiny.clip(folder / "clip")
     tiny.subject(folder / "girl", 5)
-    about = {"clip_model": "clip", "steps": 2, "batch_size": 2, "num_images": 3, "losses_every_n_steps": 2}
-    return ["--data.identifier=sks", *(f"--fidelity.{name}={value}" for name, value in about.items())]
+    fidelity = {"clip_model": "clip", "steps": 2, "batch_size": 2, "num_images": 3, "losses_every_n_steps": 2}
+    return ["--data.identifier=sks", *(f"--fidelity.{name}={value}" for name, value in fidelity.items())]
 
 
 def test_two_processes_measure_what_one_does(folder: Path) -> None:

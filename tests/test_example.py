@@ -1,4 +1,4 @@
-"""The example at full length on the shipped model, judged by the recipe's classifier of renderings."""
+"""The example at full length on the bundled model, measured by the recipe's classifier of renderings."""
 
 import importlib.util
 import os
@@ -23,16 +23,16 @@ pytestmark = pytest.mark.slow
 
 
 def run(folder: Path, *words: str) -> str:
-    """A verb as a user calls it; returns what it printed last."""
+    """Runs a verb as a user does; returns its last line."""
     command = [sys.executable, "-m", "lightning_dreambooth", *words]
-    # Waiting threads that spin would take the time of the tests beside this one, and theirs of this one.
+    # Threads that wait actively would slow down the tests of the other worker.
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.splitlines()[-1]
 
 
-def judge() -> ModuleType:
+def load_classifier() -> ModuleType:
     sys.path.insert(0, str(RECIPE))
     spec = importlib.util.spec_from_file_location("classifier", RECIPE / "classifier.py")
     module = importlib.util.module_from_spec(spec)
@@ -41,7 +41,7 @@ def judge() -> ModuleType:
     return module
 
 
-def drawn(folder: Path, name: str) -> Tensor:
+def load_images(folder: Path, name: str) -> Tensor:
     def read(path: Path) -> Tensor:
         with Image.open(path) as image:
             return pil_to_tensor(image).float() / 255
@@ -68,11 +68,11 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_example_learns_the_character_and_keeps_the_class(example: Path) -> None:
-    classifier = judge()
+    classifier = load_classifier()
     model = classifier.load(RECIPE / "classifier.safetensors")
     count, diversity = {}, {}
     for name in ("base-character", "tuned-character", "base-class", "tuned-class"):
-        images = drawn(example, name)
+        images = load_images(example, name)
         assert len(images) == 16
         count[name] = classifier.classify(model, images)["medium"].count("adventurer")
         diversity[name] = classifier.diversity(model, images)
@@ -91,7 +91,7 @@ def test_plain_diffusers_draws_the_same_images_from_the_export(example: Path) ->
             PROMPTS["character"], num_inference_steps=25, guidance_scale=4.0,
             generator=torch.Generator().manual_seed(seed),
         ).images[0]  # fmt: skip
-        ours = drawn(example, "tuned-character")[seed]
+        ours = load_images(example, "tuned-character")[seed]
         assert (ours - pil_to_tensor(expected) / 255).abs().max() <= 1.5 / 255
 
 

@@ -67,18 +67,18 @@ def files_limited_to(size: int) -> Iterator[None]:
 
 
 class Saved:
-    """A finished run whose save can be made again with other weights."""
+    """A finished run that can be saved again with other weights."""
 
     def __init__(self, cli: object) -> None:
         self.trainer, self.module = cli.trainer, cli.model
-        self.keep = next(callback for callback in cli.trainer.callbacks if isinstance(callback, Checkpointing))
+        self.checkpointing = next(callback for callback in cli.trainer.callbacks if isinstance(callback, Checkpointing))
         self.state, self.export = cli.folder / "states/step-000002.ckpt", cli.folder / "exports/step-000002"
 
     def again(self) -> None:
         with torch.no_grad():
             next(self.module.model.unet.parameters()).add_(1)
-        self.keep._save_export(self.trainer, self.module)
-        self.keep._save_state(self.trainer)
+        self.checkpointing.saved_step = 0
+        self.checkpointing.on_train_end(self.trainer, self.module)
 
     def assert_whole(self) -> None:
         assert is_whole(self.state)
@@ -100,9 +100,8 @@ def test_every_file_operation_of_a_save_fails_once(saved: Saved) -> None:
             with failing(n, number):
                 saved.again()
         except TrainingError as error:
-            said = str(error)
-            complete = all(word in said for word in ("runs", os.strerror(number), "bytes are free"))
-        except OSError:  # while an older save, which is no longer wanted, is removed
+            complete = all(part in str(error) for part in ("runs", os.strerror(number), "bytes are free"))
+        except OSError:  # while an older save is removed
             complete = FAULTS.removing
         else:
             complete = True
@@ -124,16 +123,15 @@ def test_every_file_of_a_save_meets_a_full_disk_once(saved: Saved) -> None:
     saved.assert_whole()
 
 
-def test_a_disk_that_is_full_ends_a_run_in_one_line(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_ends_a_run_in_one_line(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     with files_limited_to(1_000_000), pytest.raises(SystemExit) as end:
         run(name="full", trainer__max_steps=2)
     assert end.value.code == 1
-    said = capsys.readouterr().err
-    assert "runs/full/exports/step-000002 could not be written after" in said
+    assert "runs/full/exports/step-000002 could not be written after" in capsys.readouterr().err
     assert run(name="full", ckpt_path="last", trainer__max_steps=2).trainer.global_step == 2
 
 
-def test_a_folder_of_which_the_rename_fails_keeps_its_content(tmp_path: Path) -> None:
+def test_a_folder_keeps_its_content_when_a_rename_fails(tmp_path: Path) -> None:
     target = tmp_path / "runs" / "x"
     for content in ("old", "new"):
         for n in range(20):

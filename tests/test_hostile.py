@@ -18,7 +18,7 @@ import torch
 from helpers.datasets import BY_FILE
 from PIL import Image
 
-LEAST_MEMORY = 64 * 2**20  # bytes that a refusal may take beyond what the process had
+MAX_MEMORY = 64 * 2**20  # bytes that a refusal may take beyond what the process had
 
 
 class Payload:
@@ -30,11 +30,11 @@ class Payload:
 
 @contextmanager
 def little_memory() -> Iterator[None]:
-    """The peak of resident memory stays near where it was."""
+    """Checks that the block raises the peak of resident memory only little."""
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = peak()
     yield
-    assert peak() - before < LEAST_MEMORY
+    assert peak() - before < MAX_MEMORY
 
 
 def peak() -> int:
@@ -46,9 +46,9 @@ def peak() -> int:
 
 
 def plain_state() -> dict[str, object]:
-    about = {"base_model": "0", "step": 1, "samples": 1}
+    progress = {"base_model": "0", "step": 1, "samples": 1}
     return {"global_step": 1, "state_dict": {}, "optimizer_states": [], "lr_schedulers": [], "loops": {},
-            "DreamBoothData": about}  # fmt: skip
+            "DreamBoothData": progress}  # fmt: skip
 
 
 def saved(content: object) -> bytes:
@@ -77,7 +77,7 @@ def legacy_tar() -> bytes:
 
 
 def huge_tensor() -> bytes:
-    """A few bytes that say that they are a tensor of a terabyte."""
+    """A small state that declares a tensor of a terabyte."""
     content = saved(plain_state() | {"state_dict": {"w": torch.zeros(7)}})
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
@@ -117,7 +117,7 @@ STATES: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("kind", STATES)
-def test_a_hostile_state(complaint: Callable[..., str], kind: str) -> None:
+def test_a_hostile_state_ends_in_one_line_and_runs_no_code(complaint: Callable[..., str], kind: str) -> None:
     Path("hostile.ckpt").write_bytes(STATES[kind]())
     with little_memory():
         line = complaint(ckpt_path="hostile.ckpt")
@@ -127,7 +127,7 @@ def test_a_hostile_state(complaint: Callable[..., str], kind: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["https://example.com/state.ckpt", "s3://bucket/state.ckpt", "/dev/zero", "girl"])
-def test_a_state_that_is_no_file_here(complaint: Callable[..., str], path: str) -> None:
+def test_a_state_that_is_not_a_local_file_is_refused(complaint: Callable[..., str], path: str) -> None:
     assert f"ckpt_path {path} is not a local file" in complaint(ckpt_path=path)
 
 
@@ -150,7 +150,7 @@ FILES: dict[str, tuple[str, bytes]] = {
     "weights: empty": (UNET, b""),
     "weights: header bomb": (UNET, struct.pack("<Q", 2**62) + b"{}"),
     "weights: header longer than the file": (UNET, header({}, 90_000_000)),
-    "weights: header is no JSON": (UNET, struct.pack("<Q", 4) + b"{{{{"),
+    "weights: header is not JSON": (UNET, struct.pack("<Q", 4) + b"{{{{"),
     "weights: header is deeply nested": (UNET, struct.pack("<Q", len(NESTED)) + NESTED.encode()),
     "weights: offsets overlap": (UNET, header({"a": tensor(0, 4), "b": tensor(2, 6)}) + bytes(6)),
     "weights: offsets beyond the end": (UNET, header({"a": tensor(0, 4_000_000_000, shape=(10**9,))}) + bytes(4)),
@@ -159,22 +159,24 @@ FILES: dict[str, tuple[str, bytes]] = {
     "weights: of nothing": (UNET, header({})),
     "weights: pickle": (UNET, pickle.dumps(Payload())),
     "weights: of the text encoder, cut": ("text_encoder/model.safetensors", header({"a": tensor(0, 4)}) + bytes(2)),
-    "config: no JSON": ("unet/config.json", b"{"),
+    "config: not JSON": ("unet/config.json", b"{"),
     "config: a list": ("unet/config.json", b"[1]"),
     "config: deeply nested": ("unet/config.json", NESTED.encode()),
-    "config: no text": ("vae/config.json", b"\xff\xfe\x00"),
+    "config: not text": ("vae/config.json", b"\xff\xfe\x00"),
     "config: empty object": ("unet/config.json", b"{}"),
     "config: another width": ("unet/config.json", b'{"sample_size": 8, "block_out_channels": [64, 128]}'),
-    "config: a size that is none": ("unet/config.json", b'{"sample_size": "eight"}'),
+    "config: a size that is not a number": ("unet/config.json", b'{"sample_size": "eight"}'),
     "config: VAE without channels": ("vae/config.json", b'{"block_out_channels": []}'),
     "scheduler: unknown target": ("scheduler/scheduler_config.json", b'{"prediction_type": "sample"}'),
-    "tokenizer: no JSON": ("tokenizer/tokenizer.json", b"{"),
+    "tokenizer: not JSON": ("tokenizer/tokenizer.json", b"{"),
     "tokenizer: config is a list": ("tokenizer/tokenizer_config.json", b"[]"),
 }
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_a_hostile_model(complaint: Callable[..., str], tiny_sd: Path, kind: str) -> None:
+def test_a_hostile_model_ends_in_one_line_and_runs_no_code(
+    complaint: Callable[..., str], tiny_sd: Path, kind: str
+) -> None:
     shutil.copytree(tiny_sd, "hostile")
     name, content = FILES[kind]
     Path("hostile", name).write_bytes(content)
@@ -184,11 +186,11 @@ def test_a_hostile_model(complaint: Callable[..., str], tiny_sd: Path, kind: str
     assert not Path("owned").exists()
 
 
-def test_weights_that_are_only_there_as_pickles_are_not_loaded(complaint: Callable[..., str], tiny_sd: Path) -> None:
+def test_weights_that_exist_only_as_pickles_are_not_loaded(complaint: Callable[..., str], tiny_sd: Path) -> None:
     shutil.copytree(tiny_sd, "hostile")
     Path("hostile", UNET).unlink()
     torch.save({"w": Payload()}, Path("hostile", UNET).with_suffix(".bin"))
-    assert f"hostile misses {UNET}" in complaint(model__pretrained="hostile")
+    assert f"hostile lacks {UNET}" in complaint(model__pretrained="hostile")
     assert not Path("owned").exists()
 
 
@@ -197,8 +199,8 @@ def test_code_that_comes_with_a_model_is_not_run(run: Callable[..., object], tin
     for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
         Path("hostile", part, "own.py").write_text("open('owned', 'w')\n")
         for file in Path("hostile", part).glob("*config.json"):
-            own = {"auto_map": {"AutoModel": "own.Model", "AutoTokenizer": ["own.T", "own.T"]}}
-            file.write_text(json.dumps(json.loads(file.read_text()) | own))
+            code = {"auto_map": {"AutoModel": "own.Model", "AutoTokenizer": ["own.T", "own.T"]}}
+            file.write_text(json.dumps(json.loads(file.read_text()) | code))
     index = json.loads(Path("hostile/model_index.json").read_text()) | {"_class_name": ["own", "Pipeline"]}
     Path("hostile/model_index.json").write_text(json.dumps(index))
     run(model__pretrained="hostile", trainer__max_steps=1)
@@ -223,7 +225,7 @@ def png(width: int, height: int, data: bytes = b"", extra: bytes = b"") -> bytes
     return b"\x89PNG\r\n\x1a\n" + head + text + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
-PICTURES: dict[str, tuple[str, Callable[[], bytes]]] = {
+IMAGES: dict[str, tuple[str, Callable[[], bytes]]] = {
     "empty": ("x.png", lambda: b""),
     "truncated PNG": ("x.png", lambda: encoded("PNG")[:-500]),
     "truncated JPEG": ("x.jpg", lambda: encoded("JPEG")[:-300]),
@@ -246,11 +248,13 @@ PICTURES: dict[str, tuple[str, Callable[[], bytes]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", PICTURES)
+@pytest.mark.parametrize("kind", IMAGES)
 @pytest.mark.parametrize("folder", ["girl", "class"])
-def test_a_hostile_image(complaint: Callable[..., str], kind: str, folder: str) -> None:
+def test_a_hostile_image_ends_in_one_line_and_runs_no_code(
+    complaint: Callable[..., str], kind: str, folder: str
+) -> None:
     Path(folder).mkdir(exist_ok=True)
-    name, content = PICTURES[kind]
+    name, content = IMAGES[kind]
     Path(folder, name).write_bytes(content())
     with little_memory():
         line = complaint()
@@ -260,13 +264,13 @@ def test_a_hostile_image(complaint: Callable[..., str], kind: str, folder: str) 
 
 
 @pytest.mark.parametrize("target", ["/etc/hostname", "../secret.png", "nowhere.png", "x.png"])
-def test_a_link_out_of_the_folder(complaint: Callable[..., str], target: str) -> None:
+def test_a_link_out_of_the_folder_is_refused(complaint: Callable[..., str], target: str) -> None:
     Path("secret.png").write_bytes(encoded("PNG"))
     Path("girl/x.png").symlink_to(target)
     assert "girl/x.png" in complaint()
 
 
-def test_a_caption_that_is_no_text(complaint: Callable[..., str]) -> None:
+def test_a_caption_that_is_not_text_is_refused(complaint: Callable[..., str]) -> None:
     Path("girl/00.txt").write_bytes(b"\xff\xfe\x00\x01")
     assert "girl/00.txt is not text" in complaint()
 
@@ -282,23 +286,23 @@ CONFIGS = {
     "a call for a logger": "trainer: {logger: {class_path: os.system, init_args: {command: touch owned}}}\n",
     "a call for a profiler": "trainer: {profiler: {class_path: os.system, init_args: {command: touch owned}}}\n",
     "a call for a plugin": "trainer: {plugins: {class_path: os.system, init_args: {command: touch owned}}}\n",
-    "no YAML": "model: {prior_weight: [1\n",
-    "no mapping": "- 1\n- 2\n",
-    "no text": "\udcff\udcfe\x00\x01",
+    "not YAML": "model: {prior_weight: [1\n",
+    "not a mapping": "- 1\n- 2\n",
+    "not text": "\udcff\udcfe\x00\x01",
     "deeply nested": "model: " + "[" * 3000 + "]" * 3000,
     "a tab": "model:\n\tprior_weight: 1\n",
-    "a key twice removed": "modle: {prior_weight: 1}\n",
-    "a number that is none": "model: {prior_weight: one}\n",
+    "a misspelt key": "modle: {prior_weight: 1}\n",
+    "a number that is not one": "model: {prior_weight: one}\n",
 }  # fmt: skip
 
 
 def write(name: str, text: str) -> None:
-    """Writes a text in which half surrogates stand for bytes that are no text."""
+    """Writes a text in which lone surrogates stand for bytes that are not UTF-8."""
     Path(name).write_bytes(text.encode("utf-8", "surrogateescape"))
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_a_hostile_config(complaint: Callable[..., str], kind: str) -> None:
+def test_a_hostile_config_ends_in_one_line_and_runs_no_code(complaint: Callable[..., str], kind: str) -> None:
     write("hostile.yaml", CONFIGS[kind])
     with little_memory():
         complaint("fit", "--config=hostile.yaml")
@@ -307,27 +311,27 @@ def test_a_hostile_config(complaint: Callable[..., str], kind: str) -> None:
 
 
 LISTS = {
-    "no JSON": "[{", "deeply nested": NESTED, "an object": "{}", "empty": "[]", "of numbers": "[1]",
+    "not JSON": "[{", "deeply nested": NESTED, "an object": "{}", "empty": "[]", "of numbers": "[1]",
     "an unknown key": '[{"instance_prompt": "a", "instance_data_dir": "girl", "run": "touch owned"}]',
-    "a prompt that is none": '[{"instance_prompt": 1, "instance_data_dir": "girl"}]',
+    "a prompt that is not text": '[{"instance_prompt": 1, "instance_data_dir": "girl"}]',
     "no folder": '[{"instance_prompt": "a"}]',
-    "no text": "\udcff\udcfe",
+    "not text": "\udcff\udcfe",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", LISTS)
-def test_a_hostile_concepts_list(complaint: Callable[..., str], kind: str) -> None:
+def test_a_hostile_concepts_list_is_refused_by_name(complaint: Callable[..., str], kind: str) -> None:
     write("hostile.json", LISTS[kind])
     assert "hostile.json" in complaint(**BY_FILE | {"data__concepts_list": "hostile.json"})
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"recipe": 1, "seeds": 2}', b"\xff\xfe", NESTED.encode()])
-def test_a_hostile_manifest_of_class_images(complaint: Callable[..., str], content: bytes) -> None:
+def test_a_hostile_manifest_of_class_images_is_refused_by_name(complaint: Callable[..., str], content: bytes) -> None:
     Path("class").mkdir()
     Path("class/class_images.json").write_bytes(content)
     assert "class/class_images.json is not a manifest" in complaint()
 
 
-def test_a_file_of_prompts_that_is_no_text(complaint: Callable[..., str]) -> None:
+def test_a_prompts_file_that_is_not_text_is_refused(complaint: Callable[..., str]) -> None:
     Path("prompts.txt").write_bytes(b"\xff\xfe\x00")
     assert "prompts.txt is not text" in complaint("predict", samples__prompts_file="prompts.txt")

@@ -42,7 +42,7 @@ STOREYS = {
     ],
 }  # fmt: skip
 ROOMS = [f"{storey}.{room}" if room else storey for storey, rooms in STOREYS.items() for room in (rooms or [""])]
-# The files, or whole folders, that meet a library; whoever else wants it asks them.
+# The only files, or whole folders, that import a library.
 ONLY_IN = {
     "pytorch_lightning": {
         "module", "datamodule", "data.image_jobs", "saving", "callbacks", "cli", "study.tasks", "__main__",
@@ -62,13 +62,13 @@ ONLY_IN = {
 
 
 def files() -> list[str]:
-    """Every file of the package by its dotted name, but for what a package says of itself."""
+    """Every file of the package by its dotted name, except `__init__`."""
     paths = [path.relative_to(FOLDER).with_suffix("") for path in FOLDER.rglob("*.py") if path.stem != "__init__"]
     return [".".join(path.parts) for path in paths]
 
 
 def imports(room: str) -> set[str]:
-    """Whatever a file imports, at its top or anywhere in it."""
+    """Everything that a file imports, anywhere in it."""
     tree = ast.parse((FOLDER / f"{room.replace('.', '/')}.py").read_text())
     names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     for node in ast.walk(tree):
@@ -94,7 +94,7 @@ def test_a_file_imports_only_from_those_before_it(room: str) -> None:
 
 
 @pytest.mark.parametrize("library", ONLY_IN)
-def test_each_library_is_met_where_the_table_says_and_nowhere_else(library: str) -> None:
+def test_each_library_is_imported_where_the_table_says_and_nowhere_else(library: str) -> None:
     users = {room for room in files() if any(name.split(".")[0] == library for name in imports(room))}
     allowed = ONLY_IN[library]
     assert {room for room in users if room not in allowed and room.split(".")[0] not in allowed} == set()

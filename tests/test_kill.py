@@ -20,8 +20,8 @@ pytestmark = pytest.mark.slow
 
 def parts(folder: Path) -> list[Path]:
     # os.walk, for rglob stumbles over a folder that is renamed while it looks.
-    found = [Path(where, name) for where, folders, files in os.walk(folder) for name in (*folders, *files)]
-    return [path for path in found if fnmatch(path.name, ".*.part") and "tiny" not in path.parts]
+    paths = [Path(where, name) for where, folders, files in os.walk(folder) for name in (*folders, *files)]
+    return [path for path in paths if fnmatch(path.name, ".*.part") and "tiny" not in path.parts]
 
 
 def kill(run: forked.Run, folder: Path, chance: random.Random, longest: float, writing: bool) -> bool:
@@ -67,9 +67,9 @@ def test_a_killed_run_ends_as_one_that_was_never_killed(
             for path in sorted((tmp_path / "runs/killed").rglob("*"), reverse=True):
                 path.rmdir() if path.is_dir() else path.unlink()
         else:
-            assert run.process.exitcode == -signal.SIGKILL, run.said()
+            assert run.process.exitcode == -signal.SIGKILL, run.printed()
     run = forked.start(tmp_path, words)
-    assert run.wait() == 0, run.said()
+    assert run.wait() == 0, run.printed()
     print(happened, "seed", seed)
     assert parts(tmp_path) == []
     monkeypatch.chdir(tmp_path)

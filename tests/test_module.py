@@ -209,7 +209,7 @@ def test_resuming_equals_never_stopping(run: Run, accumulation: int) -> None:
     assert largest_difference(trained(whole), trained(resumed)) == 0
 
 
-def test_a_run_ended_amid_accumulation_resumes_at_its_last_step(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_ended_during_accumulation_resumes_at_its_last_step(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"trainer__accumulate_grad_batches": 3, "trainer__max_steps": 4, "checkpoint__every_n_steps": 10}
     whole = run(**settings, name="whole")
     with monkeypatch.context() as patched:
@@ -271,17 +271,17 @@ def other_class_image() -> None:
         (other_class_image, "class images of concept 1"),
     ],
 )
-def test_going_on_with_other_images_or_prompts_is_said(run: Run, change: Callable[[], None], what: str) -> None:
+def test_resuming_with_other_images_or_prompts_gives_a_warning(run: Run, change: Callable[[], None], what: str) -> None:
     run(name="first", trainer__max_steps=1)
     change()
-    with pytest.warns(InputWarning, match=f"the state was trained on other {what}; training goes on") as said:
+    with pytest.warns(InputWarning, match=f"the state was trained on other {what}; training continues") as warned:
         resumed = run(name="first", trainer__max_steps=2, ckpt_path="last")
-    assert sum(warning.category is InputWarning for warning in said) == 1
+    assert sum(warning.category is InputWarning for warning in warned) == 1
     assert resumed.trainer.global_step == 2
     run(name="first", trainer__max_steps=3, ckpt_path="last")  # on those that the newest state was trained on: silent
 
 
-def test_images_that_only_moved_are_the_same(run: Run) -> None:
+def test_moved_and_renamed_images_give_no_warning(run: Run) -> None:
     run(name="first", trainer__max_steps=1)
     Path("girl").rename("moved")
     for path in sorted(Path("moved").iterdir()):
@@ -411,7 +411,7 @@ def test_nan_is_reported_under_a_gradient_scaler_too(scaled: Run, capsys: pytest
     assert "the loss is not finite" in capsys.readouterr().err
 
 
-def test_a_run_that_changes_nothing_says_so(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_changes_nothing_stops_and_says_so(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         run(model__optimizer="torch.optim.SGD", model__optimizer__lr=1e-30)
     assert stopped.value.code == 1

@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom on small runs of the embedded model, and are read with outputs of real ones."""
+"""The notebooks run from top to bottom on small runs of the bundled model, and hold the outputs of real runs."""
 
 import ast
 from importlib import import_module
@@ -39,7 +39,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags = [f"--{key}={str(value).lower()}" for key, value in SMALL.items()]
     for words in (["fit", "--config=configs/toon.yaml", *flags], ["study", "webtoon.yaml"]):
         run = forked.start(folder, words)
-        assert run.wait(patience_seconds=900) == 0, run.said()
+        assert run.wait(patience_seconds=900) == 0, run.printed()
     return folder
 
 
@@ -74,8 +74,3 @@ def test_every_name_that_a_notebook_imports_exists(notebook: Path) -> None:
     ]
     assert ours
     assert [f"{module}.{name}" for module, name in ours if not hasattr(import_module(str(module)), name)] == []
-
-
-def test_there_is_a_notebook_for_each_question() -> None:
-    names = {path.stem for path in NOTEBOOKS}
-    assert names == {"one_run", "prior_preservation", "guidance_steps_negative", "subject_or_style"}

@@ -6,8 +6,8 @@ from lightning_dreambooth.optimization import (
     gradient_norm,
     learning_rate_factor,
     parameter_groups,
-    probe,
     relative_change,
+    weight_sample,
 )
 
 
@@ -54,11 +54,11 @@ def test_learning_rate_warms_up_and_ends_at_zero() -> None:
 
 def test_relative_change_is_the_ratio_of_norms() -> None:
     part = torch.nn.Linear(4, 4)
-    start = probe(dict(part.named_parameters()))
+    start = weight_sample(dict(part.named_parameters()))
     with torch.no_grad():
         for parameter in part.parameters():
             parameter.mul_(1.25)
-    assert float(relative_change(probe(dict(part.named_parameters())), start)) == pytest.approx(0.25)
+    assert float(relative_change(weight_sample(dict(part.named_parameters())), start)) == pytest.approx(0.25)
 
 
 def test_gradient_norm_is_that_of_all_gradients_in_one_vector() -> None:

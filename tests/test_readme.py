@@ -1,4 +1,4 @@
-"""README and docs say what is there: links, keys of configs, files of the package, the test command."""
+"""README and docs agree with the repository: links, keys of configs, files of the package, the test command."""
 
 import re
 import subprocess
@@ -14,7 +14,7 @@ from lightning_dreambooth.evaluation.metrics import METRICS, measured_by
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-TREE = README.split("## The house")[1].split("```")[1]
+TREE = README.split("## Layout")[1].split("```")[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 SECTIONS = "model|data|trainer|samples|fidelity|benchmark|checkpoint"
 # Such as `model.prior_weight` and `--trainer.max_steps`, but not `self.model.unet`, `model.safetensors` or `module.py`.

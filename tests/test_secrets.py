@@ -14,7 +14,7 @@ BY_ENVIRONMENT, BY_LOGIN, BY_CONFIG = (f"hf_canary{place}" for place in ("Enviro
 
 
 def holding(folder: Path, text: str) -> set[str]:
-    """Names of the files in which a text occurs."""
+    """Names of the files that contain a text."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {path.name.split(".")[0] + path.suffix for path in files if text.encode() in path.read_bytes()}
 

@@ -1,1 +1,1 @@
-"""What happens while the Trainer runs."""
+"""Callbacks of the Trainer: monitoring, signals, samples, validation and checkpointing."""

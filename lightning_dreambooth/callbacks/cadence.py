@@ -1,4 +1,4 @@
-"""When callbacks act: at optimizer steps, every so many of them, and not in a run that is being stopped."""
+"""Conditions under which callbacks act: completed optimizer steps, intervals, early ends."""
 
 import pytorch_lightning as pl
 
@@ -9,10 +9,10 @@ def completes_step(trainer: pl.Trainer, batch_idx: int) -> bool:
 
 
 def due(trainer: pl.Trainer, every_n_steps: int) -> bool:
-    """Whether something is due every so many optimizer steps, and at the last one."""
+    """Whether the current optimizer step is a multiple of `every_n_steps` or the last one."""
     return trainer.global_step % every_n_steps == 0 or trainer.global_step == trainer.max_steps
 
 
 def ends_early(trainer: pl.Trainer) -> bool:
-    """Whether the run is being stopped before its last step, so that only its state matters."""
+    """Whether the run is being stopped before its last step; only its state must then be saved."""
     return trainer.should_stop and trainer.global_step != trainer.max_steps

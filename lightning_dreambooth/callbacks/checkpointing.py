@@ -1,4 +1,4 @@
-"""Which resumable states and exports of a run are written and kept."""
+"""Checkpointing: which resumable states and exports of a run are written and kept."""
 
 import shutil
 from pathlib import Path
@@ -18,7 +18,7 @@ from lightning_dreambooth.data.checks import check_positive
 from lightning_dreambooth.datamodule import DreamBoothData
 from lightning_dreambooth.distributed import LOCK, acquire
 from lightning_dreambooth.errors import InputError
-from lightning_dreambooth.evaluation.history import Row, best_first
+from lightning_dreambooth.evaluation.history import MetricsRow, best_first
 from lightning_dreambooth.files import check_room, remove_parts
 from lightning_dreambooth.module import DreamBooth
 from lightning_dreambooth.saving.export import EXPORTS, METRICS_FILE, export
@@ -33,10 +33,10 @@ class Checkpointing(Callback):
 
     Args:
         every_n_steps: Optimizer steps between saves; the last step is always saved.
-        keep_states: How many of the newest states are kept; two, in case the newest is damaged.
-        keep_exports: How many of the newest exports are kept; older ones are removed after a newer one is complete.
-        keep_best: How many exports with the highest score of `fidelity` are kept as well, written when measured.
-        dtype: Weights of the exports.
+        keep_states: Number of newest states to keep; two, in case the newest is damaged.
+        keep_exports: Number of newest exports to keep; older ones are removed after a newer one is complete.
+        keep_best: Number of exports with the highest `fidelity` scores to keep too; written when measured.
+        dtype: Number format of the exported weights.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Checkpointing(Callback):
             check_room(output_folder(trainer), trained * copies * FLOAT32_BYTES + exported * self.dtype.itemsize)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Exports a resumed step that was measured only now, because an earlier run was stopped before it could."""
+        """Exports a resumed step if it is among the best but was measured only now, after a stop."""
         self.saved_step = trainer.global_step
         folder = self._export_folder(trainer)
         stale = folder.is_dir() and not (folder / METRICS_FILE).is_file()
@@ -93,9 +93,9 @@ class Checkpointing(Callback):
             self._save_export(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Saves when it is due.
+        """Saves an export and a state when they are due.
 
-        The state comes last: whatever a run has written before it, a run that is resumed from it finds.
+        The state is written last, so that everything else of its step exists when a run is resumed from it.
         """
         if not completes_step(trainer, batch_idx) or ends_early(trainer):
             return
@@ -106,9 +106,9 @@ class Checkpointing(Callback):
             self._save_state(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Saves a run that was ended early, by a signal, `trainer.max_time` or another callback.
+        """Saves a run that is ended early by a signal, `trainer.max_time` or another callback.
 
-        The state comes first: after a signal there may be little time.
+        The state is written first: after a signal there may be little time.
         """
         if trainer.global_step > self.saved_step:
             self._save_state(trainer)
@@ -141,16 +141,16 @@ class Checkpointing(Callback):
             if folder not in kept:
                 shutil.rmtree(folder)
 
-    def _history(self, trainer: pl.Trainer) -> list[Row]:
+    def _history(self, trainer: pl.Trainer) -> list[MetricsRow]:
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         return next((callback.history for callback in callbacks if isinstance(callback, Fidelity)), [])
 
-    def _metrics(self, trainer: pl.Trainer) -> Row:
-        """What was measured at this step."""
+    def _metrics(self, trainer: pl.Trainer) -> MetricsRow:
+        """The metrics measured at this step; empty if nothing was measured."""
         history = self._history(trainer)
         return history[-1] if history and history[-1]["step"] == trainer.global_step else {}
 
     def _best_folders(self, trainer: pl.Trainer) -> list[Path]:
-        """Where the exports of the best steps of this run lie, or will lie."""
+        """Folders of the exports of the best steps, written or not."""
         steps = [row["step"] for row in best_first(self._history(trainer))[: self.keep_best]]
         return [output_folder(trainer) / EXPORTS / step_name(step) for step in steps]

@@ -1,6 +1,6 @@
-"""What a run tells its loggers: each function gives to every logger of the trainer what that logger can show.
+"""Logging of metrics, images, texts and configs to every logger of a trainer that can show them.
 
-Lightning's own `log_metrics` knows all of them already; images and texts have another call in each.
+Lightning's own `log_metrics` works for every logger; images and texts need a different call for each.
 """
 
 from collections.abc import Mapping
@@ -13,17 +13,17 @@ from torchvision.transforms.functional import pil_to_tensor
 
 
 def log_metrics(trainer: pl.Trainer, values: Mapping[str, float], step: int) -> None:
-    """Gives numbers by tag to every logger. Tags begin with the section they are shown in.
+    """Logs numbers by tag with every logger. Tags begin with the section that shows them.
 
-    `train/` has losses, `val/` metrics; `watch/` has what is looked at when something is wrong (norms of gradients,
-    learning rates, weight changes), so that the first two open in front of it.
+    `train/` has losses, `val/` metrics; `watch/` has what explains a problem (gradient norms, learning rates, weight
+    changes) and is listed after them.
     """
     for logger in trainer.loggers:
         logger.log_metrics(dict(values), step)
 
 
 def log_image(trainer: pl.Trainer, name: str, image: Image.Image, step: int) -> None:
-    """Gives an RGB image to TensorBoard and Weights & Biases; it is on TensorBoard's disk when this returns."""
+    """Logs an RGB image with TensorBoard, flushed to disk, and with Weights & Biases."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(name, pil_to_tensor(image), step)  # (3, height, width) of bytes
@@ -33,7 +33,7 @@ def log_image(trainer: pl.Trainer, name: str, image: Image.Image, step: int) -> 
 
 
 def log_text(trainer: pl.Trainer, name: str, text: str) -> None:
-    """Gives a text to TensorBoard, which shows it as Markdown, and to Weights & Biases, as a table of one cell."""
+    """Logs a text with TensorBoard, which shows it as Markdown, and with Weights & Biases, as a table of one cell."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_text(name, text)
@@ -42,31 +42,31 @@ def log_text(trainer: pl.Trainer, name: str, text: str) -> None:
 
 
 def log_config(trainer: pl.Trainer, text: str, values: Mapping[str, Any]) -> None:
-    """Gives the config of a run to every logger.
+    """Logs the config of a run with every logger.
 
     Args:
-        trainer: Whose loggers.
+        trainer: The trainer of the loggers.
         text: YAML, which TensorBoard shows.
         values: The same as nested dictionaries, by which other loggers sort and filter runs.
     """
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            # Its table of hyper-parameters wants a final metric with them, which no one knows at the start of a run.
+            # Its table of hyper-parameters needs a final metric, which does not exist at the start of a run.
             logger.experiment.add_text("config", f"```yaml\n{text}\n```")
         else:
             logger.log_hyperparams(dict(values))
 
 
 def log_layout(trainer: pl.Trainer, charts: Mapping[str, Mapping[str, list[str]]]) -> None:
-    """Tells TensorBoard which tags belong in one chart: section => title => patterns of tags."""
-    lines = {section: {title: ["Multiline", tags] for title, tags in of.items()} for section, of in charts.items()}
+    """Groups tags into charts of TensorBoard: section => title => patterns of tags."""
+    layout = {name: {title: ["Multiline", tags] for title, tags in section.items()} for name, section in charts.items()}
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_custom_scalars(lines)
+            logger.experiment.add_custom_scalars(layout)
 
 
 def flush(trainer: pl.Trainer) -> None:
-    """Writes to disk what TensorBoard's loggers still hold, so that a state never knows more than the log."""
+    """Writes buffered events of TensorBoard's loggers to disk, so that the log is complete before a state is saved."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.flush()

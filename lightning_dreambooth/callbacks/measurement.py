@@ -1,4 +1,4 @@
-"""One measurement of fidelity: draws the evaluation prompts, gathers the images of all processes, measures them."""
+"""Measurement of fidelity: drawing of the evaluation prompts, gathering of all processes' images, metrics."""
 
 from functools import cache, cached_property
 from pathlib import Path
@@ -35,8 +35,8 @@ class FidelityMeasurement:
     """Measures a model against the instance images of `data` and against a base model.
 
     Args:
-        prompts: What is drawn.
-        encoders: What measures.
+        prompts: The evaluation prompts.
+        encoders: The encoders that measure.
         batch_size: Images drawn at once.
         base_dir: Folder of the base model's images, shared between runs.
         data: The concepts, their images and the resolution.
@@ -44,7 +44,7 @@ class FidelityMeasurement:
 
     Attributes:
         base: Metrics of the base model, after `prepare`.
-        ceiling: What instance images reach, after `prepare`.
+        ceiling: Metrics of the instance images themselves, after `prepare`.
     """
 
     def __init__(
@@ -59,12 +59,12 @@ class FidelityMeasurement:
 
     @cached_property
     def probes(self) -> list[Probe]:
-        """The images that are drawn to be measured."""
+        """The images to measure."""
         return self.prompts.probes(self.data.concepts)
 
     @cached_property
     def batches(self) -> list[list[ImageJob]]:
-        """Their jobs in batches, the same on every process."""
+        """The jobs of these images in batches, the same on every process."""
         return batches([ImageJob(i, probe.request) for i, probe in enumerate(self.probes)], self.batch_size)
 
     def check(self) -> None:
@@ -75,7 +75,7 @@ class FidelityMeasurement:
         """
         _ = self.base_files.fingerprint
         check_lengths([probe.request.prompt for probe in self.probes], self.data.tokenizer)
-        for encoder in self.encoders.given:
+        for encoder in self.encoders.configured:
             encoder.check()
         if self.encoders.clip:
             texts = [text for _, pairs in instances_with_texts(self.data.concepts) for _, text in pairs]
@@ -85,12 +85,12 @@ class FidelityMeasurement:
                 warn(f"{concept.instance_prompt!r} has no identifier, which val/clip_t should leave out of the prompts")
             if len(images) < 2:
                 raise InputError(
-                    f"{concept.instance_data_dir} holds 1 image, and 2 or more are compared with each other to know "
-                    "what a metric can reach; add one, or set fidelity.clip_model and fidelity.dino to null"
+                    f"{concept.instance_data_dir} holds 1 image; 2 or more are needed, because the ceilings of metrics "
+                    "compare them with each other; add one, or set fidelity.clip_model and fidelity.dino to null"
                 )
 
     def draw_base_images(self, trainer: pl.Trainer) -> None:
-        """Draws what is missing of the base model's images, all processes together."""
+        """Draws the missing images of the base model, all processes together."""
         precision = str(trainer.precision)
         store = ImageStore(
             self.base_dir, self.base_files.fingerprint, self.data.resolution_px, precision, self.batch_size
@@ -101,7 +101,7 @@ class FidelityMeasurement:
             self.base_images = store.fill(requests, load, "images of the base model")
 
     def prepare(self, trainer: pl.Trainer, device: torch.device) -> None:
-        """Measures base and instance images, on the first process for all."""
+        """Measures the images of the base model and the instance images, on the first process for all."""
         local = {}
         if trainer.is_global_zero:
             self.evaluator = FidelityEvaluator(
@@ -116,10 +116,10 @@ class FidelityMeasurement:
         measured = gather_dict(local)
         self.base, self.ceiling = measured["base"], measured["ceiling"]
         if "score" not in self.base:
-            warn("no score: the base model's images are as near to the instance images as those are to each other")
+            warn("no score: the base model's images are as near to the instance images as these are to each other")
 
     def draw_and_measure(self, trainer: pl.Trainer, module: Any, file: str) -> dict[str, float]:
-        """Draws with the present weights; returns the metrics by name, the same on every process."""
+        """Draws with the current weights; returns the metrics by name, the same on every process."""
         self.begin(trainer)
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             for batch in tqdm(shard(self.batches), "images to measure", leave=False, disable=rank() > 0):
@@ -140,7 +140,7 @@ class FidelityMeasurement:
             self.gathered.update(torch.tensor([job.number for job in batch], device=images.device), as_bytes(images))
 
     def conclude(self, trainer: pl.Trainer, file: str) -> dict[str, float]:
-        """Measures what was gathered and shows it as a grid of that file name."""
+        """Measures the gathered images and writes them as a grid; returns the metrics by name."""
         images = self.gathered.compute().cpu()
         local = {}
         if self.evaluator is not None:
@@ -150,7 +150,7 @@ class FidelityMeasurement:
         return measured
 
     def _show(self, trainer: pl.Trainer, images: Tensor, file: str) -> None:
-        """A row per prompt: the base model's images and, from the same noise, this model's."""
+        """Writes a grid with a row per prompt: the base model's images and, from the same noise, this model's."""
         prompts = list(dict.fromkeys(probe.request.prompt for probe in self.probes))
         groups = {
             "base": [read_image(path) for path in self.base_images],

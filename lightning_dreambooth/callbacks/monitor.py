@@ -1,4 +1,4 @@
-"""Logs what happens while training, and stops a run that would do harm or learn nothing."""
+"""Monitoring of training: losses, gradients, weight changes, throughput; stops a run that cannot learn."""
 
 import math
 import time
@@ -16,7 +16,7 @@ from lightning_dreambooth.errors import TrainingError
 from lightning_dreambooth.module import DreamBooth
 from lightning_dreambooth.optimization import gradient_norm
 
-SCALER_SKIPS = 20  # from its first scale of 65536 a gradient scaler reaches 1 after sixteen
+SCALER_SKIPS = 20  # a gradient scaler halves its first scale of 65536 to 1 in sixteen skipped steps
 STABILITY_HINT = "lower the learning rate, or use trainer.precision bf16-mixed or 32"
 
 
@@ -32,7 +32,7 @@ class TrainingMonitor(Callback):
         self.seconds = 0.0
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
-        """Starts the clock, which does not count what other callbacks do between steps."""
+        """Starts the clock, which leaves out the time of other callbacks between steps."""
         self.began = time.perf_counter()
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: Tensor) -> None:
@@ -41,12 +41,12 @@ class TrainingMonitor(Callback):
         Raises:
             TrainingError: if the loss is not finite.
         """
-        # With several processes only this one might see it; their shared gradient then tells all of them.
+        # With several processes, perhaps only one has such a loss; all then find it in their shared gradient.
         if trainer.world_size == 1 and not loss.isfinite():
             raise TrainingError(f"{_place(trainer)}: the loss is not finite; {STABILITY_HINT}")
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
-        """Measures the gradient and refuses an update that would do harm or nothing.
+        """Measures the gradient and stops a run before an update that would destroy the weights or change nothing.
 
         Raises:
             TrainingError: if a gradient is not finite, or all are zero.
@@ -58,7 +58,7 @@ class TrainingMonitor(Callback):
         finite = all(map(math.isfinite, norms))
         self.updates += finite
         self.skipped = 0 if finite else self.skipped + 1
-        # A gradient scaler finds its scale by such steps and skips them by itself.
+        # A gradient scaler skips such steps itself while it lowers its scale.
         tolerated = SCALER_SKIPS if getattr(trainer.precision_plugin, "scaler", None) else 0
         for part, norm in self.norms.items():
             if norm == 0:
@@ -94,9 +94,9 @@ class TrainingMonitor(Callback):
             if change == 0 and self.rates[part] > 0 and self.updates:
                 raise TrainingError(f"step {trainer.global_step}: the {part} has not changed; raise the learning rate")
         values = {name: float(trainer.strategy.reduce(loss, reduce_op="mean")) for name, loss in losses.items()}
-        watched = {"gradient_norm": self.norms, "weight_change": changes, "learning_rate": self.rates}
+        monitored = {"gradient_norm": self.norms, "weight_change": changes, "learning_rate": self.rates}
         values |= {
-            f"watch/{kind}/{part}": value for kind, by_part in watched.items() for part, value in by_part.items()
+            f"watch/{kind}/{part}": value for kind, by_part in monitored.items() for part, value in by_part.items()
         }
         loader: Any = trainer.train_dataloader
         values["train/samples_per_second"] = self.samples / (self.seconds + loader.waited_seconds)

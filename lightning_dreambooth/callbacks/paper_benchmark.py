@@ -1,4 +1,4 @@
-"""Draws and measures one subject by the DreamBooth paper's protocol, for `test`."""
+"""The DreamBooth paper's benchmark of one subject, in `test`."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +32,7 @@ class PaperBenchmark(Callback):
 
     Args:
         folder: Folder with `prompts_and_classes.txt` and a folder per subject, as google/dreambooth has them.
-        subject: Name of the subject that the model was tuned on.
+        subject: Name of the subject that the model was trained on.
         num_images: Images per prompt; the paper draws 4.
         seed: Seed of the first image of each prompt; the next ones count up.
         negative_prompt: Prompt that guidance leads away from.
@@ -67,10 +67,17 @@ class PaperBenchmark(Callback):
     def prepare(
         self, data: DreamBoothData, folder: Path, encoders: Encoders, state: Path | None, precision: str
     ) -> list[list[ImageJob]]:
-        """What is still to be drawn for the model of `data`, or of a state, in batches.
+        """Jobs of the images that are not drawn yet, in batches.
+
+        Args:
+            data: Files of the model, resolution and identifier.
+            folder: Folder of the test.
+            encoders: The encoders that measure.
+            state: State whose weights replace the model's; None tests the model itself.
+            precision: The trainer's precision.
 
         Raises:
-            InputError: if there is no such subject, nothing to measure with, or the folder holds another test.
+            InputError: if there is no such subject, no encoder, or the folder holds another test.
         """
         if self.subject_name is None:
             raise InputError("nothing to test: give benchmark.subject, and benchmark.folder where its images lie")
@@ -78,7 +85,7 @@ class PaperBenchmark(Callback):
             raise InputError("nothing to measure with: give fidelity.clip_model or fidelity.dino")
         identifier = data.identifier
         if not identifier:
-            raise InputError("give data.identifier, the word that the model was tuned with, such as sks")
+            raise InputError("give data.identifier, the word that the model was trained with, such as sks")
         subject = read_subject(self.folder, self.subject_name)
         prompts = [prompt.format(identifier, subject.class_name) for prompt in subject.prompts]
         requests = requests_for(prompts, self.seeds, self.settings)
@@ -100,7 +107,7 @@ class PaperBenchmark(Callback):
         return self.test.missing_batches(self.batch_size)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Records what is tested before the first image is there."""
+        """Records the test before the first image is drawn."""
         if trainer.is_global_zero:
             write_json(self.test.folder / RECORD, self.test.record)
 
@@ -108,17 +115,17 @@ class PaperBenchmark(Callback):
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: list[ImageJob], batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        """Writes the images of a batch that are not there yet."""
+        """Writes the images of a batch that are missing."""
         for job, image in zip(batch, as_bytes(outputs).cpu(), strict=True):
             if job.path and not job.path.is_file():
                 write_job(job, to_pil_image(image), self.test.record["model"])
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Waits until all processes have written theirs."""
+        """Waits until all processes have written their images."""
         barrier()
 
     def measure(self, device: torch.device) -> str:
-        """Measures all images, writes tables and a grid, and returns the short table."""
+        """Measures all images, writes tables and a grid, and returns the summary as Markdown."""
         images = [read_image(job.path) for job in self.test.jobs if job.path]
         write_png(tile(images, columns=len(self.seeds)), self.test.folder / "grid.png", {})
         return self.test.measure(device)

@@ -1,4 +1,4 @@
-"""Images for people: grids while training, single files in `predict`."""
+"""Sample images: grids while training, single files in `predict`."""
 
 import re
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ CONTACT_SHEET = 64  # training images shown at most
 
 
 def show(trainer: pl.Trainer, name: str, image: Image.Image, path: Path) -> None:
-    """Logs an image, then writes it into the run: a file that is there is in the log as well."""
+    """Logs an image, then writes it into the run's folder: every file is then in the log too."""
     log_image(trainer, name, image, trainer.global_step)
     write_png(image, path, {"step": trainer.global_step})
 
@@ -48,7 +48,7 @@ class Samples(Callback):
     """Draws images: grids while training, single files in `predict`.
 
     Args:
-        prompts: What is drawn; null draws the instance and class prompts of the concepts.
+        prompts: Prompts that are drawn; null takes the instance and class prompts of the concepts.
         prompts_file: Text file with one prompt per line, in place of prompts.
         negative_prompt: Prompt that guidance leads away from.
         num_images: Images per prompt.
@@ -92,16 +92,16 @@ class Samples(Callback):
         check_lengths(self.prompts or [], data.tokenizer)
 
     def requests(self, concepts: Sequence[Concept]) -> list[Request]:
-        """What a grid shows."""
+        """The images of a grid, prompt by prompt."""
         return requests_for(self._prompts(concepts), self.seeds, self.settings)
 
     def _prompts(self, concepts: Sequence[Concept]) -> list[str]:
-        """The prompts that were given, else those of the concepts."""
+        """The configured prompts, else those of the concepts."""
         by_concept = [prompt for concept in concepts for prompt in (concept.instance_prompt, concept.class_prompt)]
         return self.prompts or list(dict.fromkeys(prompt for prompt in by_concept if prompt))
 
     def predict_batches(self) -> list[list[ImageJob]]:
-        """What `predict` draws; paths are relative to its folder.
+        """The image jobs of `predict` in batches; paths are relative to its folder.
 
         Raises:
             InputError: if there are no prompts.
@@ -113,23 +113,25 @@ class Samples(Callback):
         return batches(jobs, self.batch_size)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Shows the training images."""
+        """Logs and writes a sheet of the training images."""
         if not trainer.is_global_zero:
             return
         data: DreamBoothData = trainer.datamodule  # type: ignore[attr-defined]
-        halves = [half for concept in data.dataset.concepts for half in (concept.instances, concept.classes) if half]
-        shown = [image for half in halves for image in half[: max(1, CONTACT_SHEET // len(halves))]]
+        sets = [
+            images for concept in data.dataset.concepts for images in (concept.instances, concept.classes) if images
+        ]
+        shown = [image for images in sets for image in images[: max(1, CONTACT_SHEET // len(sets))]]
         images = [crop(read_image(image.path), min(128, data.resolution_px), View()) for image in shown]
         show(trainer, "training images", tile(images, columns=8), output_folder(trainer) / "training_images.png")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Draws with the base model, or what was due when an earlier run was stopped."""
+        """Draws the base model's grid, or a grid that was due when the resumed run was stopped."""
         skipped = due(trainer, self.every_n_steps) and not self._file(trainer).is_file()
         if trainer.global_step == 0 or skipped:
             self._draw_grid(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Draws a grid every so many steps and at the last one; a run that is being stopped saves its state first."""
+        """Draws a grid when one is due; not in a run that is being stopped, which must save its state first."""
         if due(trainer, self.every_n_steps) and completes_step(trainer, batch_idx) and not ends_early(trainer):
             self._draw_grid(trainer, pl_module)
 
@@ -151,14 +153,14 @@ class Samples(Callback):
         show(trainer, "samples", grid, self._file(trainer))
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Takes the folder of the first process: another run may have taken a name between two processes' starts."""
+        """Takes the folder of the first process; other processes may have chosen another while several runs started."""
         self.folder = Path(trainer.strategy.broadcast(output_folder(trainer)))
 
     def on_predict_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Tensor, batch: list[ImageJob], batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        """Writes each image with all that made it."""
+        """Writes each image with its request and its model."""
         for job, image in zip(batch, as_bytes(outputs).cpu(), strict=True):
             write_job(self._in_folder(job), to_pil_image(image), pl_module.files.pretrained)
 
@@ -166,7 +168,7 @@ class Samples(Callback):
         return job._replace(path=self.folder / str(job.path))
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Tiles all images, a row per prompt."""
+        """Writes a grid of all images, a row per prompt."""
         barrier()
         if trainer.is_global_zero:
             jobs = [job for batch in trainer.datamodule.batches for job in batch]  # type: ignore[attr-defined]
@@ -175,6 +177,6 @@ class Samples(Callback):
 
 
 def image_name(number: int, request: Request) -> str:
-    """File name of the image that is drawn for the request of that number."""
+    """File name of the image of a request: its number, the words of its prompt, and its seed."""
     words = re.sub(r"[^a-z0-9]+", "-", request.prompt.lower()).strip("-")[:60]
     return f"{number:04d}-{words}-seed{request.seed}.png"

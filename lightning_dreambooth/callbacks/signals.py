@@ -1,4 +1,4 @@
-"""What SIGINT and SIGTERM do: end a run at once while it prepares, and after the current step while it trains."""
+"""Handling of SIGINT and SIGTERM: a run ends at once while it prepares, and after its current step while it trains."""
 
 import os
 import signal
@@ -20,7 +20,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class GracefulStop(Callback):
     """Ends training after the step in which any process received a signal, so that all processes save the same state.
 
-    `agreed_signal` is the number of that signal once all processes know of it, 0 before.
+    Attributes:
+        agreed_signal: Number of the signal that all processes end for; 0 if there is none.
     """
 
     def __init__(self) -> None:
@@ -42,16 +43,16 @@ class GracefulStop(Callback):
                 os.write(sys.stderr.fileno(), f"\n{name}: saving at the end of this step\n".encode())
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """From here on, work is saved before the run ends."""
+        """Makes signals end the run after a step, with a saved state."""
         self.training = True
         self.install_handlers()
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """What is drawn is written at once, so that nothing has to be saved."""
+        """Makes signals end the run at once: each batch of images is written when it is drawn."""
         self.install_handlers()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Asks all processes after each optimizer step."""
+        """Agrees with all processes on a signal, after each optimizer step."""
         if completes_step(trainer, batch_idx):
             self.agreed_signal = self.received
             if trainer.world_size > 1:

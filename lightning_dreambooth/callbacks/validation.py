@@ -1,4 +1,4 @@
-"""Fidelity while training, and of finished models: when it is measured, what is logged, when training stops."""
+"""Fidelity of a model, while training and in `validate`: measuring steps, history, curves and patience."""
 
 import hashlib
 import time
@@ -20,7 +20,7 @@ from lightning_dreambooth.diffusion.requests import ImageJob, Sampler, SamplingS
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.evaluation.encoders import encoders_for
 from lightning_dreambooth.evaluation.fixed_noise_loss import STRATA, encode_fixed, fixed_noise_losses, round_robin
-from lightning_dreambooth.evaluation.history import Row, patience_ends, without_scores
+from lightning_dreambooth.evaluation.history import MetricsRow, patience_ends, without_scores
 from lightning_dreambooth.evaluation.prompts import EvaluationPrompts, StatedPrompt
 from lightning_dreambooth.evaluation.tables import write_csv
 from lightning_dreambooth.models.model_files import ModelFiles
@@ -93,7 +93,7 @@ class Fidelity(Callback):
         self.every_n_steps = every_n_steps
         self.losses_every_n_steps = losses_every_n_steps
         self.patience = patience
-        self.history: list[Row] = []
+        self.history: list[MetricsRow] = []
         self.evaluations = 0
         self.preparing_s = 0.0  # not logged yet
         self.measured_by = ""
@@ -107,8 +107,8 @@ class Fidelity(Callback):
         """
         if self.encoders.by_role and (self.measurement is None or self.measurement.data is not data):
             base = data.files if self.base is None else ModelFiles(self.base, data.files.vae, None, data.files.variant)
-            given = (self.prompts, self.encoders, self.batch_size, self.base_dir)
-            self.measurement = FidelityMeasurement(*given, data, base)
+            settings = (self.prompts, self.encoders, self.batch_size, self.base_dir)
+            self.measurement = FidelityMeasurement(*settings, data, base)
             self.measurement.check()
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
@@ -119,17 +119,17 @@ class Fidelity(Callback):
             self.measurement.draw_base_images(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was measured so far."""
+        """The history of metrics, its cost, and a digest of what decides the scores."""
         return {"history": self.history, "unet_evaluations": self.evaluations, "measured_by": self.measured_by}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues what was measured."""
+        """Continues the history of a state."""
         self.history = list(state_dict.get("history", []))
         self.evaluations = int(state_dict.get("unet_evaluations", 0))
         self.measured_by = str(state_dict.get("measured_by", ""))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Reads and encodes what everything is compared with."""
+        """Encodes the fixed images of losses, and measures base and instance images."""
         began, data = time.perf_counter(), _data(trainer)
         if self.losses_every_n_steps:
             sets = {
@@ -141,7 +141,7 @@ class Fidelity(Callback):
                 encode = partial(encode_fixed, pl_module.model, resolution_px=data.resolution_px)
                 self.fixed = {name: encode(images) for name, images in sets.items() if images}
         if self.measurement:
-            self._forget_other_scores(self.measurement, data)
+            self._drop_other_scores(self.measurement, data)
             self.measurement.prepare(trainer, pl_module.device)
             tags = {
                 name: [f"val/{name}{kind}$" for kind in ("", "/ceiling", "/base")] for name in self.measurement.base
@@ -149,8 +149,8 @@ class Fidelity(Callback):
             log_layout(trainer, {"fidelity": tags})
         self.preparing_s = time.perf_counter() - began
 
-    def _forget_other_scores(self, measurement: FidelityMeasurement, data: DreamBoothData) -> None:
-        """Scores by other prompts, images or encoders cannot be compared with those that will follow."""
+    def _drop_other_scores(self, measurement: FidelityMeasurement, data: DreamBoothData) -> None:
+        """Removes earlier scores by other prompts, images or encoders, which cannot be compared with new ones."""
         names = [encoder and encoder.name for encoder in self.encoders]
         decided_by = f"{names} {measurement.probes} {data.data_digests} {self.base}"
         measured_by = hashlib.sha256(decided_by.encode()).hexdigest()[:16]
@@ -160,13 +160,13 @@ class Fidelity(Callback):
         self.measured_by = measured_by
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Measures the base model, or what was due when an earlier run was stopped."""
+        """Measures the base model, or a step whose measurement was due when the resumed run was stopped."""
         if not self.history or self.history[-1]["step"] < trainer.global_step:
             self._measure(trainer, pl_module)
         trainer.should_stop = trainer.should_stop or patience_ends(self.history, self.patience)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Measures every so many steps and at the last one; a run that is being stopped saves its state first."""
+        """Measures when it is due; not in a run that is being stopped, which must save its state first."""
         if completes_step(trainer, batch_idx) and not ends_early(trainer):
             self._measure(trainer, pl_module)
 
@@ -193,7 +193,7 @@ class Fidelity(Callback):
         trainer.should_stop = trainer.should_stop or patience_ends(self.history, self.patience)
 
     def _curves(self, row: dict[str, float]) -> dict[str, float]:
-        """Each metric, and beside it what the instance images reach and what the base model has."""
+        """Each metric as a curve, beside its ceiling and its value for the base model."""
         curves = {f"val/{name}": value for name, value in row.items()}
         if self.measurement and row.keys() & self.measurement.base.keys():
             curves |= {f"val/{name}/ceiling": value for name, value in self.measurement.ceiling.items()}
@@ -201,7 +201,7 @@ class Fidelity(Callback):
         return curves
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Begins to measure a finished model."""
+        """Starts to gather the images of a finished model."""
         if self.measurement:
             self.measurement.prepare(trainer, pl_module.device)
             self.measurement.begin(trainer)

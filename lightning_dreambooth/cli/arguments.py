@@ -1,4 +1,4 @@
-"""What can be given on the command line: sections, links between them, and the example as the default."""
+"""Arguments of the command line: sections, links between them, and the example as the default."""
 
 import importlib
 from pathlib import Path
@@ -20,10 +20,10 @@ EXAMPLE = Path(__file__).parent.parent.parent / "configs" / "toon.yaml"
 VERBS = {
     "fit": "fine-tune on instance images, with class images for prior preservation, and export the model",
     "validate": "measure identity, prompt following and drift of a model or state",
-    "test": "run the DreamBooth paper's protocol for one tuned model and one subject",
+    "test": "run the DreamBooth paper's protocol for one trained model and one subject",
     "predict": "draw images for prompts",
 }
-# Each section configures one class; the last callback is Checkpointing, so that whatever belongs to a step is there
+# Each section configures one class; the last callback is Checkpointing, so that everything else of a step is written
 # before its state.
 SECTIONS: dict[str, type] = {
     "model": DreamBooth,
@@ -33,11 +33,11 @@ SECTIONS: dict[str, type] = {
     "benchmark": PaperBenchmark,
     "checkpoint": Checkpointing,
 }
-TOOLS = {"study": "many fits, their figures and metrics, and one report, from one file"}
+TOOLS = {"study": "run many fits from one file, and report their figures and metrics"}
 
 
 def add_sections(parser: LightningArgumentParser) -> None:
-    """Adds our sections, and links each value that two sections need, so that it is given once."""
+    """Adds the sections, and links each value that two sections need, so that it is given once."""
     parser.add_argument(
         "--name", type=str | None, default=None,
         help="Name of the run; everything it writes lies in runs/<name>. With --ckpt_path last, validate, test and "
@@ -50,13 +50,13 @@ def add_sections(parser: LightningArgumentParser) -> None:
     parser.link_arguments("model", "data.training_setup", lambda module: module.training_setup, apply_on="instantiate")
 
 
-def check_optimizer(given: Any) -> None:
-    """Refuses whatever is not an optimizer: the parser would call any function that a config names.
+def check_optimizer(optimizer: Any) -> None:
+    """Refuses any `class_path` that is not an optimizer: the parser would call any function that a config names.
 
     Raises:
         InputError: if the class is not a torch.optim.Optimizer.
     """
-    path = getattr(given, "class_path", None)
+    path = getattr(optimizer, "class_path", None)
     if path is None:
         return
     module, _, name = str(path).rpartition(".")
@@ -66,9 +66,9 @@ def check_optimizer(given: Any) -> None:
 
 
 def with_example(argv: list[str]) -> list[str]:
-    """`fit` without a config and without model or data flags learns the bundled character."""
-    own = ("-c", "--config", "--model", "--data", "-h", "--help")
-    if argv[:1] != ["fit"] or any(word.startswith(own) for word in argv[1:]):
+    """Adds the example's config to `fit` if there is neither a config nor a model or data option."""
+    prefixes = ("-c", "--config", "--model", "--data", "-h", "--help")
+    if argv[:1] != ["fit"] or any(argument.startswith(prefixes) for argument in argv[1:]):
         return argv
     if not EXAMPLE.is_file():
         raise InputError(f"the example {EXAMPLE.name} is not installed here; give --config")

@@ -1,4 +1,4 @@
-"""fit, validate, test and predict: where each writes, what it checks beforehand, what it says at the end."""
+"""The verbs fit, validate, test and predict: output folders, checks before the start, and final lines."""
 
 import signal
 import sys
@@ -31,7 +31,7 @@ from lightning_dreambooth.saving.checkpoint_io import AtomicCheckpointIO
 from lightning_dreambooth.saving.runs import RUNS, default_name, is_first_process, run_folder
 from lightning_dreambooth.saving.states import check_base, find_state, read_state
 
-STRATEGIES = (SingleDeviceStrategy, DDPStrategy)  # tried; others keep parts of the weights in each process
+STRATEGIES = (SingleDeviceStrategy, DDPStrategy)  # tested; others keep parts of the weights in each process
 
 
 class DreamBoothCLI(LightningCLI):
@@ -57,7 +57,7 @@ class DreamBoothCLI(LightningCLI):
         return {verb: lightnings[verb] for verb in VERBS}
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds our sections first, then the trainer's, so that help begins with what is ours."""
+        """Adds our sections first, then the trainer's, so that help begins with ours."""
         add_sections(parser)
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         parser.set_defaults({f"trainer.{key}": value for key, value in self.trainer_defaults.items()})
@@ -70,26 +70,26 @@ class DreamBoothCLI(LightningCLI):
             raise InputError(f"a config cannot be read as YAML ({error})") from error
 
     def _parse_ckpt_path(self) -> None:
-        """Leaves the parsed arguments alone: what is asked for wins over the checkpoint (Lightning#21455)."""
+        """Leaves the parsed arguments unchanged: they take precedence over the checkpoint (Lightning#21455)."""
 
     def before_instantiate_classes(self) -> None:
-        """Checks what the parser would call, and names the run."""
+        """Checks the optimizer's class, which the parser would call, and names the run."""
         config = self.config[self.subcommand]
         check_optimizer(config.model.optimizer)
         self.name_run(config)
         config.weights_only = True
 
     def name_run(self, config: Any) -> None:
-        """Decides where the run writes, and which state it resumes or reads."""
+        """Chooses the folder of the run, and the state that it resumes or reads."""
         default = default_name([Path(str(path)) for path in config.get("config") or []])
         self.state_path = find_state(config.get("ckpt_path"), config.name, default)
         begins = config.get("ckpt_path") == "last" and self.state_path is None
-        self.purge_step = 0 if begins else None  # what was logged after the state is logged again
+        self.purge_step = 0 if begins else None  # events after the state are removed: they will be logged again
         if self.state_path is not None:
             state = read_state(self.state_path)
             self.purge_step, self.trained_from = state["global_step"] + 1, state["DreamBoothData"].get("base_model")
         if self.subcommand != "fit":
-            self.folder = self._folder_of_reader(config, default, begins)
+            self.folder = self._output_folder(config, default, begins)
         elif begins:
             self.folder = RUNS / (config.name or default)
             print(f"{self.folder} has no state yet: it begins at step 0", file=sys.stderr)
@@ -97,34 +97,36 @@ class DreamBoothCLI(LightningCLI):
             self.folder = run_folder(config.name, default, self.state_path)
         config.ckpt_path = None if self.state_path is None else str(self.state_path)
 
-    def _folder_of_reader(self, config: Any, default: str, begins: bool) -> Path:
+    def _output_folder(self, config: Any, default: str, begins: bool) -> Path:
+        """The folder of `validate`, `test` or `predict`."""
         if begins:
-            whose = RUNS / (config.name or default)
-            raise InputError(f"there is no state in {whose}; name another run, or leave out --ckpt_path")
-        # With `last`, the name says whose state is read, and cannot also name the output.
+            run = RUNS / (config.name or default)
+            raise InputError(f"there is no state in {run}; name another run, or leave out --ckpt_path")
+        # With `last`, the name is that of the run whose state is read, and not that of the output.
         name = None if config.ckpt_path == "last" else config.name
-        if self.subcommand == "test":  # continues with its own images, and refuses those of another test
+        if self.subcommand == "test":  # an existing folder is continued if it holds the same test
             return RUNS / (name or f"test-{config.benchmark.subject}")
         return run_folder(name, str(self.subcommand), None)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Decides where a run writes, and how."""
-        given = self._get(self.config_init, "trainer")
+        """Adds the run's folder, callbacks, atomic checkpoints and the logger to the configured Trainer."""
+        configured = self._get(self.config_init, "trainer")
         kwargs["default_root_dir"] = str(self.folder)
-        callbacks = given.get("callbacks") or []
-        # Log first, then stop if a signal came; the samples and the state of a step follow.
+        callbacks = configured.get("callbacks") or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-        if given.get("enable_progress_bar") is not False and not any(isinstance(own, ProgressBar) for own in callbacks):
-            callbacks = [TQDMProgressBar(), *callbacks]  # the look of our own bars, whatever else is installed
+        has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+        if configured.get("enable_progress_bar") is not False and not has_bar:
+            callbacks = [TQDMProgressBar(), *callbacks]  # not Lightning's choice, which depends on what is installed
+        # After each step: log, then stop if there was a signal; the samples and the state of the step follow.
         kwargs["callbacks"] = [TrainingMonitor(), self.graceful_stop, *callbacks]
-        kwargs["plugins"] = [*(given.get("plugins") or []), AtomicCheckpointIO()]
+        kwargs["plugins"] = [*(configured.get("plugins") or []), AtomicCheckpointIO()]
         if self.subcommand != "fit":
             kwargs["logger"] = False
-        elif given.get("logger") in (None, True):
+        elif configured.get("logger") in (None, True):
             name = str(self.folder.relative_to(RUNS))
             options: dict[str, Any] = {"name": name, "version": "", "default_hp_metric": False}
             kwargs["logger"] = TensorBoardLogger(RUNS, purge_step=self.purge_step, **options)
-        # The saved config runs the job again, from its beginning and under a name of its own.
+        # The saved config runs the job again, from its beginning and under a new name.
         config = self.config[self.subcommand]
         config.name, config.ckpt_path = None, None
         try:
@@ -134,7 +136,7 @@ class DreamBoothCLI(LightningCLI):
 
     @property
     def job(self) -> Job:
-        """What the verb works with."""
+        """Everything of the verb's run, as one value."""
         sections = (self._get(self.config_init, name) for name in ("samples", "fidelity", "benchmark", "checkpoint"))
         parser: LightningArgumentParser = self._parser(self.subcommand)
         config = self.config[self.subcommand]
@@ -158,7 +160,7 @@ class DreamBoothCLI(LightningCLI):
         self.began = time.monotonic()
 
     def before_validate(self) -> None:
-        """Checks what is to be measured."""
+        """Checks the model, the images and the encoders."""
         self._check_base()
         job, fidelity = self.job, self.job.callbacks.fidelity
         if not fidelity.encoders.by_role:
@@ -171,7 +173,7 @@ class DreamBoothCLI(LightningCLI):
             self._draw_batches(fidelity.measurement.batches, "fidelity.batch_size")
 
     def before_test(self) -> None:
-        """Checks what is to be tested."""
+        """Checks the model and the subject, and lists the images to draw."""
         self._check_base()
         job = self.job
         precision, encoders = str(self.trainer.precision), job.callbacks.fidelity.encoders
@@ -179,17 +181,17 @@ class DreamBoothCLI(LightningCLI):
         self.image_jobs = ImageJobData(batches, job.data.resolution_px)
 
     def before_predict(self) -> None:
-        """Checks what is to be drawn."""
+        """Checks the prompts, and lists the images to draw."""
         self._check_base()
         job = self.job
         batches = job.callbacks.samples.predict_batches()
         job.callbacks.samples.check(job.data)
         self._draw_batches(batches, "samples.batch_size")
 
-    def _draw_batches(self, batches: list[list[ImageJob]], knob: str) -> None:
+    def _draw_batches(self, batches: list[list[ImageJob]], batch_size_key: str) -> None:
         if len(batches) < self.trainer.world_size:
             raise InputError(
-                f"{len(batches)} batches are too few for {self.trainer.world_size} processes; lower {knob}"
+                f"{len(batches)} batches are too few for {self.trainer.world_size} processes; lower {batch_size_key}"
             )
         self.image_jobs = ImageJobData(batches, self.job.data.resolution_px)
 
@@ -203,7 +205,7 @@ class DreamBoothCLI(LightningCLI):
             check_base(self.state_path, self.trained_from, self.job.data.files.fingerprint)
 
     def after_fit(self) -> None:
-        """Says what was achieved and where it lies."""
+        """Prints the summary; raises Stopped if a signal ended the run."""
         if self.trainer.is_global_zero:
             print(fit_summary(self.job, self.folder, time.monotonic() - self.began))
         if number := self.graceful_stop.agreed_signal:
@@ -215,20 +217,20 @@ class DreamBoothCLI(LightningCLI):
             )
 
     def after_validate(self) -> None:
-        """Shows the metrics, and says where they lie."""
+        """Prints the metrics and their files."""
         fidelity = self.job.callbacks.fidelity
         if self.trainer.is_global_zero and fidelity.measurement:
             print(metrics_table(fidelity.history[-1], fidelity.measurement.base, fidelity.measurement.ceiling))
             print(f"{self.folder.name}: metrics in {self.folder / TABLE}, images in {self.folder / VALIDATION}")
 
     def after_test(self) -> None:
-        """Measures what all processes have drawn."""
+        """Measures the images of all processes, and prints the summary."""
         if self.trainer.is_global_zero:
             print(self.job.callbacks.benchmark.measure(self.trainer.strategy.root_device))
             print(f"{self.folder.name}: a row per image in {self.folder}/images.csv, the table in summary.md")
 
     def after_predict(self) -> None:
-        """Says where the images lie."""
+        """Prints the folder of the images."""
         if self.trainer.is_global_zero:
             count = sum(map(len, self.image_jobs.batches))
             print(f"{self.folder.name}: {count} images and grid.png in {self.folder}")

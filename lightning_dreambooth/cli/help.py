@@ -1,4 +1,4 @@
-"""Help that fits on a few screens: an overview of the verbs, and one line for each of our own keys."""
+"""Short help: an overview of the verbs, and one line for each key of our sections."""
 
 import inspect
 import json
@@ -17,9 +17,9 @@ RUN = {
     "config": "YAML file; several are merged in order (-c for short).",
     "name": "Name of the run; everything it writes lies in runs/<name>.",
     "ckpt_path": "State to resume or to read; `last` is the newest one of the run.",
-    "seed_everything": "Seed of everything random.",
+    "seed_everything": "Seed of all random draws.",
 }
-TRAINER = {  # of Lightning's many, those that most runs give
+TRAINER = {  # the keys of Lightning's Trainer that most runs set
     "max_steps": "Length of the training in optimizer steps.",
     "precision": "32, bf16-mixed or 16-mixed.",
     "devices": "How many devices; with more than one also --trainer.strategy ddp.",
@@ -38,16 +38,16 @@ def overview(prog: str) -> str:
             "",
             *lines,
             "",
-            f"{prog} VERB --help says more.",
+            f"{prog} VERB --help lists the options of a verb.",
         ]
     )
 
 
 def short_help(prog: str, verb: str) -> str:
-    """What a verb does, and each of our keys with its default and its meaning."""
+    """What a verb does, and each key of our sections with its default and its meaning."""
     lines = [
         f"usage: {prog} {verb} [-c CONFIG ...] [--SECTION.KEY VALUE ...]", "", f"{verb}: {VERBS[verb]}.",
-        "Configs are merged in order, and keys on the command line win. --print_config shows what a run would use.",
+        "Configs are merged in order; the command line takes precedence. --print_config shows what a run would use.",
         f"{prog} {verb} {ALL} lists everything in full, Lightning's Trainer included.",
     ]  # fmt: skip
     lines += ["", *(_line(key, "", meaning) for key, meaning in RUN.items())]
@@ -65,7 +65,7 @@ def short_help(prog: str, verb: str) -> str:
 
 
 def full_help(argv: list[str]) -> list[str]:
-    """The arguments with `--help=all` as the parser knows it."""
+    """The arguments, with `--help=all` replaced by the parser's own `--help`."""
     return [HELP[1] if word == ALL else word for word in argv]
 
 

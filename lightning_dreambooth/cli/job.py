@@ -1,4 +1,4 @@
-"""What a verb works with, as one value."""
+"""Job: trainer, module, data, callbacks and config of a run, as one value."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -24,13 +24,13 @@ class Callbacks(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """Everything of a run, built and not yet begun.
+    """Everything of a run, built but not started.
 
     Attributes:
         trainer: Lightning's Trainer.
-        module: What is trained.
-        data: What it is trained on.
-        callbacks: What happens meanwhile.
+        module: The LightningModule.
+        data: The LightningDataModule.
+        callbacks: The callbacks with a section of their own.
         config: The whole config, as plain values.
         config_text: The same as YAML.
     """

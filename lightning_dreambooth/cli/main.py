@@ -1,4 +1,4 @@
-"""The command line: how a command begins, and how it ends in one line when something is wrong."""
+"""Entry of the command line: parsing, help, and errors as one line with an exit code."""
 
 import signal
 import sys
@@ -28,14 +28,14 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     "gradient_clip_val": 1.0,
     "log_every_n_steps": 10,
-    "max_epochs": 1,  # one long epoch; max_steps is the length of a run
+    "max_epochs": 1,  # one long epoch; max_steps is the length of the run
     "use_distributed_sampler": False,  # ShardedOrder does it
     "num_sanity_val_steps": 0,
 }
 
 
 class LogConfig(SaveConfigCallback):
-    """Writes the whole config into the run and gives it to its loggers."""
+    """Writes the whole config into the run's folder and logs it."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called once, by the first process. Lightning would write where the first logger does, which may be here."""
@@ -46,13 +46,13 @@ class LogConfig(SaveConfigCallback):
 
 
 class DryRunCLI(DreamBoothCLI):
-    """`fit` up to where it would begin: it checks all that can be checked without a model, and writes nothing."""
+    """`fit` without training: it checks everything that can be checked without a model, and writes nothing."""
 
     def _set_seed(self) -> None:
-        """Leaves the seed alone: nothing random follows."""
+        """Does not set the seed: nothing random follows."""
 
     def name_run(self, config: Any) -> None:
-        """Gives no name."""
+        """Does not name the run: nothing is written."""
 
     def _run_subcommand(self, subcommand: str) -> None:
         self.before_fit()
@@ -74,10 +74,10 @@ OPTIONS: dict[str, Any] = {
 
 
 def build_job(argv: list[str]) -> Job:
-    """The arguments after `fit` => its trainer, module, data and callbacks, neither loaded nor begun.
+    """The arguments after `fit` => the job, with no model loaded and no training started.
 
     Raises:
-        InputError: if `fit` would end with it before a model is loaded.
+        InputError: if `fit` would raise it before a model is loaded.
     """
     try:
         return DryRunCLI(GracefulStop(), args=["fit", *argv], **OPTIONS).job
@@ -87,9 +87,9 @@ def build_job(argv: list[str]) -> Job:
 
 @contextmanager
 def exit_on_error(graceful_stop: GracefulStop) -> Iterator[None]:
-    """Ends wrong input in one line and exit code 2, a failed run in one line and exit code 1.
+    """Turns an error inside the block into one line and an exit code.
 
-    A signal that ended the run is named, with exit code 128 + its number.
+    Exit codes: 2 for wrong input, 1 for a failed run, 128 + its number for a signal that ended the run.
     """
     before = [signal.getsignal(number) for number in SIGNALS]
     try:
@@ -100,7 +100,7 @@ def exit_on_error(graceful_stop: GracefulStop) -> Iterator[None]:
     except (TrainingError, OSError) as error:
         sys.exit(_complain(error, 1))
     except Stopped as stopped:
-        # A launcher that sees one process fail kills all others, so of those that agreed only the first one fails.
+        # A launcher kills all processes as soon as one fails, so after an agreed stop only the first process fails.
         sys.exit(0 if stopped.agreed and not is_first_process() else _complain(stopped, 128 + stopped.number))
     finally:
         for number, handler in zip(SIGNALS, before, strict=True):

@@ -1,4 +1,4 @@
-"""The last lines of a fit: what was achieved, and where it lies."""
+"""Last lines of a fit: best step, cost, last loss, weight changes, and paths."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from lightning_dreambooth.saving.states import newest_first
 
 
 def fit_summary(job: Job, folder: Path, seconds: float) -> str:
-    """One or two lines about a fit that has ended."""
+    """One or two lines about a fit that has ended after `seconds`."""
     steps, loss = job.trainer.global_step, job.trainer.callback_metrics.get("train/loss")
     if loss is None:
         return (
-            f"{folder.name}: nothing was trained, {steps} steps were done before; raise trainer.max_steps or "
+            f"{folder.name}: nothing was trained: the state has {steps} steps; raise trainer.max_steps or "
             "fidelity.patience"
         )
     fidelity = job.callbacks.fidelity
@@ -24,7 +24,7 @@ def fit_summary(job: Job, folder: Path, seconds: float) -> str:
         rows = job.data.samples_seen(steps) * job.data.rows_per_sample
         lines.append(f"{folder.name}: {choice}; measuring took {share_of_training(fidelity.evaluations, rows)}")
     minutes, rest = divmod(round(seconds), 60)
-    moved = ", ".join(f"{part} moved {float(by):.2%}" for part, by in job.module.relative_changes().items())
+    moved = ", ".join(f"{part} moved {float(change):.2%}" for part, change in job.module.relative_changes().items())
     lines.append(
         f"{folder.name}: {steps} steps in {minutes} min {rest} s, last loss {float(loss):.4f}, {moved}; "
         f"images in {folder / SAMPLES}, log: tensorboard --logdir {RUNS}, pipeline in {_pipeline(job, folder)}"

@@ -1,1 +1,1 @@
-"""From folders of images to batches, and images that are drawn once."""
+"""Image folders to batches, checks of images and prompts, and stores of drawn images."""

@@ -1,4 +1,4 @@
-"""What is checked before a model is loaded: whether the input can be trained on, and whether it seems intended."""
+"""Checks of concepts, images and prompts before a model is loaded: errors, and warnings of what looks unintended."""
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ from transformers import CLIPTokenizer
 from lightning_dreambooth.data.concepts import (
     Concept,
     TrainingImage,
-    class_images_of,
+    class_images,
     held_out_images,
     instance_images,
 )  # fmt: skip
@@ -22,14 +22,14 @@ MAX_COMPARED = 200  # more instance images than this are not compared with each 
 
 
 def check_positive(section: str, values: Mapping[str, int | None]) -> None:
-    """Raises InputError if a number of a section, by name, is below 1; None is allowed."""
+    """Raises InputError if a value of a config section is below 1; None is allowed."""
     for name, value in values.items():
         if value is not None and value < 1:
             raise InputError(f"{section}.{name} is {value}, must be 1 or more")
 
 
 def check_resolution(resolution_px: int, vae_factor: int) -> None:
-    """Raises InputError if images of that side cannot be encoded."""
+    """Raises InputError if the VAE cannot encode images of that side."""
     if resolution_px % vae_factor:
         raise InputError(f"data.resolution is {resolution_px}, must be a multiple of the VAE's factor {vae_factor}")
 
@@ -41,7 +41,7 @@ def check_concepts(concepts: Sequence[Concept], needs_class: bool, resolution_px
         InputError: if they cannot be trained on.
 
     Warns:
-        InputWarning: if they can, but are probably not what was meant.
+        InputWarning: if they can, but are probably not intended.
     """
     prompts = {concept.class_data_dir: concept.class_prompt for concept in concepts}
     for concept in concepts:
@@ -52,7 +52,7 @@ def check_concepts(concepts: Sequence[Concept], needs_class: bool, resolution_px
 
 
 def check_concept(concept: Concept, needs_class: bool) -> None:
-    """Checks what a concept says.
+    """Checks the values of a concept.
 
     Raises:
         InputError: if it cannot be trained on.
@@ -75,7 +75,7 @@ def check_concept(concept: Concept, needs_class: bool) -> None:
 
 
 def check_images(concept: Concept, needs_class: bool, resolution_px: int) -> None:
-    """Reads every image of a concept.
+    """Reads and checks every image of a concept.
 
     Raises:
         InputError: if one cannot be read, or a folder that must hold images holds none.
@@ -92,7 +92,7 @@ def check_images(concept: Concept, needs_class: bool, resolution_px: int) -> Non
     held_out: list[TrainingImage] = held_out_images(concept)
     if concept.held_out_dir and not held_out:
         raise InputError(f"{concept.held_out_dir} is held_out_dir and holds no images; put some there")
-    for image in held_out + (class_images_of(concept)[0] if needs_class else []):
+    for image in held_out + (class_images(concept)[0] if needs_class else []):
         read_image(image.path)
 
 
@@ -120,16 +120,16 @@ def check_lengths(prompts: Iterable[str], tokenizer: CLIPTokenizer) -> None:
         if end := truncated_text(tokenizer, prompt):
             warn(
                 f"the prompt {prompt!r} is longer than the {tokenizer.model_max_length} tokens that the model reads; "
-                f"it does not see {end!r}"
+                f"it does not read {end!r}"
             )
 
 
 def check_same(before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Warns if the images or prompts, given as name and digest, differ from those that a state was trained on."""
+    """Warns if images or prompts, as digests by name, differ from those that a state was trained on."""
     if changed := sorted({name for name, _ in before.items() ^ now.items()}):
-        warn(f"the state was trained on other {', '.join(changed)}; training goes on with the present ones")
+        warn(f"the state was trained on other {', '.join(changed)}; training continues with the present ones")
 
 
 def warn(message: str) -> None:
-    """Prints one line for the user; the run goes on."""
+    """Warns the user in one line; the run continues."""
     warnings.warn(message, InputWarning, stacklevel=1)

@@ -1,4 +1,4 @@
-"""The class folders: filled once by the base model, with a manifest that records how each image was made."""
+"""Class folders: filled once by the base model, with a manifest that records how each image was drawn."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_dreambooth import randomness
-from lightning_dreambooth.data.concepts import Concept, class_images_of
+from lightning_dreambooth.data.concepts import Concept, class_images
 from lightning_dreambooth.data.image_store import ImageWriter, fill_folder
 from lightning_dreambooth.diffusion.requests import ImageJob, Request, SamplingSettings
 from lightning_dreambooth.errors import InputError
@@ -18,7 +18,7 @@ MANIFEST = "class_images.json"
 
 
 class ClassImageRecipe(NamedTuple):
-    """How the class images of a folder are made, the same for all of them except the seed."""
+    """Everything that decides the class images of a folder, except their seeds."""
 
     prompt: str
     settings: SamplingSettings
@@ -26,7 +26,7 @@ class ClassImageRecipe(NamedTuple):
     model: str
 
     def as_dict(self) -> dict[str, Any]:
-        """The recipe as the manifest holds it."""
+        """The recipe as it stands in the manifest."""
         return {
             "prompt": self.prompt, **asdict(self.settings), "resolution_px": self.resolution_px, "model": self.model,
         }  # fmt: skip
@@ -38,8 +38,8 @@ class ClassImages:
 
     Args:
         concept: The concept.
-        count: How many images the folder should hold.
-        recipe: How they are made.
+        count: Number of images that the folder should hold.
+        recipe: How they are drawn.
         seed: Seed from which each image's own seed is drawn.
         batch_size: Images drawn at once.
     """
@@ -56,17 +56,17 @@ class ClassImages:
         return Path(str(self.concept.class_data_dir))
 
     def missing(self) -> list[ImageJob]:
-        """The images that the folder misses; nothing is written.
+        """Jobs of the images that the folder lacks; writes nothing.
 
         Images that the manifest does not name are the user's own and count.
 
         Raises:
-            InputError: if the class images of the folder were made by another recipe.
+            InputError: if the class images of the folder were drawn by another recipe.
         """
         present: set[str] = set()
         if self.folder.is_dir():
             _check_manifest(self.folder / MANIFEST, self.recipe)
-            present = {image.path.name for image in class_images_of(self.concept)[0]}
+            present = {image.path.name for image in class_images(self.concept)[0]}
         jobs: list[ImageJob] = []
         number = 0
         while len(jobs) < self.count - len(present):
@@ -81,10 +81,10 @@ class ClassImages:
         return Request(self.recipe.prompt, seed, self.recipe.settings)
 
     def fill(self, load: Callable[[], StableDiffusion]) -> None:
-        """Draws what is missing, all processes together; loads the model only if needed.
+        """Draws the missing images, all processes together; loads the model only if needed.
 
         Raises:
-            InputError: if the class images of the folder were made by another recipe, or processes write to different
+            InputError: if the class images of the folder were drawn by another recipe, or processes write to different
                 disks.
         """
         writer = ImageWriter(load, self.recipe.model, self.recipe.resolution_px, self.batch_size)
@@ -92,7 +92,7 @@ class ClassImages:
         fill_folder(self.folder, self.missing, writer, title, announce=self._write_manifest)
 
     def _write_manifest(self, jobs: Sequence[ImageJob]) -> None:
-        """Records the plan before the first image is drawn, so that no image is ever without its record."""
+        """Records all jobs before the first image is drawn, so that every image has its record."""
         manifest = self.folder / MANIFEST
         seeds = _read_manifest(manifest)["seeds"] if manifest.is_file() else {}
         seeds |= {job.path.name: job.request.seed for job in jobs if job.path}

@@ -1,4 +1,4 @@
-"""Concepts to learn, from flags or from a `concepts_list.json`, and their images with prompts. No torch."""
+"""Concepts from options or from a `concepts_list.json`, and their images with prompts. No torch."""
 
 import json
 from collections.abc import Mapping
@@ -19,8 +19,8 @@ class Concept:
         class_prompt: Prompt of the class images; needed while the prior is on.
         class_data_dir: Folder of the class images, filled when it holds too few; needed while the prior is on.
         identifier: The rare word that stands for the subject or style.
-        num_class_images: How many class images this concept trains on, if other than the rest.
-        weight: How many of every `sum of weights` samples come from this concept.
+        num_class_images: Number of class images of this concept, if not that of the others.
+        weight: Number of samples from this concept in every round of `sum of weights` samples.
         held_out_dir: Folder of further instance images, never trained on; their loss tells learning from copying.
     """
 
@@ -43,14 +43,14 @@ class TrainingImage:
 
 
 def given_concepts(concepts_list: str | None, flags: Mapping[str, str | None]) -> list[Concept]:
-    """The concepts of a JSON file, or the one that flags name.
+    """The concepts of a JSON file, or the one that options give.
 
     Raises:
         InputError: if both are given, or neither.
     """
     if concepts_list is not None:
         if any(flags.values()):
-            raise InputError("data.concepts_list and a concept by flags are both given; give one of them")
+            raise InputError("data.concepts_list and a concept by options are both given; give one of them")
         return read_concepts(concepts_list)
     if not flags["instance_prompt"] or not flags["instance_data_dir"]:
         raise InputError("nothing to learn: give data.instance_data_dir and instance_prompt, or data.concepts_list")
@@ -58,7 +58,11 @@ def given_concepts(concepts_list: str | None, flags: Mapping[str, str | None]) -
 
 
 def read_concepts(path: str) -> list[Concept]:
-    """Reads a `concepts_list.json`: a list of objects with the keys of `Concept`, unknown keys refused by name."""
+    """Reads a `concepts_list.json`: a list of objects with the keys of `Concept`.
+
+    Raises:
+        InputError: if it cannot be read, or a key is unknown, missing or of the wrong type.
+    """
     try:
         entries = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -85,7 +89,7 @@ def instance_images(concept: Concept) -> tuple[list[TrainingImage], int]:
     return _images(concept.instance_data_dir, concept.instance_prompt)
 
 
-def class_images_of(concept: Concept) -> tuple[list[TrainingImage], int]:
+def class_images(concept: Concept) -> tuple[list[TrainingImage], int]:
     """The class images with their prompts (none before the first run), and the number of other files."""
     if not Path(str(concept.class_data_dir)).is_dir():
         return [], 0
@@ -93,7 +97,7 @@ def class_images_of(concept: Concept) -> tuple[list[TrainingImage], int]:
 
 
 def held_out_images(concept: Concept) -> list[TrainingImage]:
-    """The instance images that are only measured; none if there is no folder of them."""
+    """The instance images that are only measured; empty without a folder of them."""
     return _images(concept.held_out_dir, concept.instance_prompt)[0] if concept.held_out_dir else []
 
 

@@ -1,4 +1,4 @@
-"""Which images make which sample: pairs of instance and class rows as a pure function of the sample index."""
+"""Samples as pure functions of their index: an instance row and a class row of the same concept."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_dreambooth import randomness
-from lightning_dreambooth.data.concepts import Concept, TrainingImage, class_images_of, instance_images
+from lightning_dreambooth.data.concepts import Concept, TrainingImage, class_images, instance_images
 from lightning_dreambooth.data.images import View
 from lightning_dreambooth.data.latents import LatentCache, load_pixels
 from lightning_dreambooth.files import sha256
@@ -18,7 +18,7 @@ from lightning_dreambooth.models.conditioning import Conditioning, stack
 from lightning_dreambooth.models.model_files import ModelFiles
 
 RANDOM_CROPS = 8  # places a random crop chooses from, so that cached and live images are the same
-HALVES = ("instance", "class")  # of a batch, in this order
+HALVES = ("instance", "class")  # the halves of a batch, in this order
 
 
 class ConceptImages(NamedTuple):
@@ -32,23 +32,23 @@ class ConceptImages(NamedTuple):
 def concept_images(
     concepts: Sequence[Concept], num_class_images: int, num_instance_images: int | None = None
 ) -> list[ConceptImages]:
-    """The images of each concept that are trained on.
+    """The training images of each concept.
 
     Args:
         concepts: The concepts.
-        num_class_images: Class images of each concept that does not name a number itself; 0 leaves out all classes.
+        num_class_images: Class images of each concept that does not set its own number; 0 leaves out all class images.
         num_instance_images: Instance images of each concept, the first by name; None takes all.
     """
     sets = []
     for concept in concepts:
         count = concept.num_class_images or num_class_images
-        classes = class_images_of(concept)[0][:count] if num_class_images else []
+        classes = class_images(concept)[0][:count] if num_class_images else []
         sets.append(ConceptImages(instance_images(concept)[0][:num_instance_images], classes, concept.weight))
     return sets
 
 
 def data_digests(concepts: Sequence[ConceptImages]) -> dict[str, str]:
-    """SHA-256 of the images' contents and of their prompts, 16 hex digits each, by what they are."""
+    """SHA-256 of image contents and of prompts, 16 hex digits each, by half and concept."""
     digests = {}
     for number, concept in enumerate(concepts, start=1):
         for half, images in zip(HALVES, (concept.instances, concept.classes), strict=True):
@@ -61,7 +61,7 @@ def data_digests(concepts: Sequence[ConceptImages]) -> dict[str, str]:
 
 
 class TrainingSetup(NamedTuple):
-    """What data must know of the module that is trained on it.
+    """The settings of the module that the datamodule needs.
 
     Attributes:
         files: Files of the base model.
@@ -95,7 +95,7 @@ class TokenIds(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One image as the UNet learns it: its moments if latents are cached, else its pixels; and its prompt."""
+    """One image, as moments if latents are cached, else as pixels; and its prompt."""
 
     image: Tensor
     prompt: str
@@ -115,7 +115,7 @@ class Batch(NamedTuple):
         indices: Indices of the B samples.
         halves: Which halves the rows consist of.
         images: Moments if latents are cached, else pixels.
-        prompts: What the UNet reads if the text encoder is frozen, else token ids.
+        prompts: Conditioning if the text encoder is frozen, else token ids.
     """
 
     indices: list[int]
@@ -124,8 +124,8 @@ class Batch(NamedTuple):
     prompts: Conditioning | TokenIds
 
 
-def views_of(crop: Literal["center", "random"], flip: bool, seed: int) -> list[View]:
-    """The views in which each image is seen."""
+def training_views(crop: Literal["center", "random"], flip: bool, seed: int) -> list[View]:
+    """The views that training draws from, the same for every image."""
     if crop == "center":
         places: list[tuple[float, ...]] = [(0.5, 0.5)]
     else:
@@ -134,7 +134,7 @@ def views_of(crop: Literal["center", "random"], flip: bool, seed: int) -> list[V
 
 
 def concept_cycle(weights: Sequence[int]) -> list[tuple[int, int]]:
-    """One round of (concept, visit within the round): concept c comes weights[c] times, evenly spread."""
+    """One round of (concept, visit within the round) pairs: concept c occurs weights[c] times, evenly spread."""
     places = [((j + 0.5) / weight, c, j) for c, weight in enumerate(weights) for j in range(weight)]
     return [(c, j) for _, c, j in sorted(places)]
 
@@ -144,12 +144,12 @@ class PairDataset(Dataset[Sample]):
 
     Args:
         concepts: The images of each concept.
-        prompts: Every prompt and the empty one, as token ids, or encoded if the text encoder is frozen.
-        views: How images are seen; each row draws one.
+        prompts: Every prompt, the empty one included, as token ids, or as conditioning if the text encoder is frozen.
+        views: The views that each row draws from.
         resolution_px: Side of the squares that are trained on.
         caption_dropout: Probability in [0, 1] that a row is trained with the empty prompt (Ho & Salimans 2022).
         seed: Seed of order, views and dropout.
-        cache: Where encoded images are; None reads the files instead.
+        cache: Encoded images; None reads the image files instead.
     """
 
     def __init__(

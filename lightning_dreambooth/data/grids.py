@@ -1,4 +1,4 @@
-"""Many images in one, with labels above rows and titles above groups. Plain PIL, no torch."""
+"""Grids of images, with labels above rows and titles above groups. Plain PIL, no torch."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,21 +8,21 @@ from PIL import Image
 
 from lightning_dreambooth.data.lettering import PAPER, line_height, load_font, wrap, write_lines
 
-MIN_TEXT_PX = 12  # the least that can be read
-TEXT_OF_HEIGHT, TEXT_OF_WIDTH = 1 / 24, 1 / 72  # of an image's height and of the grid's width, whichever is more
+MIN_TEXT_PX = 12  # smaller text cannot be read
+TEXT_OF_HEIGHT, TEXT_OF_WIDTH = 1 / 24, 1 / 72  # of an image's height and of the grid's width; the larger is used
 GAP_OF_WIDTH = 1 / 8  # of an image's width
 LABEL_LINES = 2  # at most
 TITLE_INK = "#5a5e66"  # softer than labels, which change from row to row
 
 
 class Layout(NamedTuple):
-    """Where everything in a grid lies; all lengths in pixels.
+    """Places of everything in a grid; all lengths in pixels.
 
     Args:
         image: Width and height of every image.
-        groups: How many blocks of images stand side by side.
-        columns: Images beside each other in a group.
-        rows: Images below each other.
+        groups: Number of blocks of images, side by side.
+        columns: Columns of images in a group.
+        rows: Rows of images.
         margin: Between images, and around all of them.
         gap: Between groups, besides a margin.
         title: Height of the band above the whole grid.
@@ -46,7 +46,7 @@ class Layout(NamedTuple):
 
     @property
     def text_px(self) -> int:
-        """Size of labels and titles: read beside one image in full size, and on a wide grid that is shown smaller."""
+        """Size of labels and titles: readable at full size, and on a wide grid that a viewer shrinks."""
         return max(MIN_TEXT_PX, round(self.image[1] * TEXT_OF_HEIGHT), round(self.size[0] * TEXT_OF_WIDTH))
 
     def place(self, group: int, number: int) -> tuple[int, int]:
@@ -57,13 +57,13 @@ class Layout(NamedTuple):
         return left, self.margin + self.title + self.label + row * step_y
 
     def title_box(self, group: int) -> tuple[int, int, int, int]:
-        """Left, top, right and bottom of what is written above a group."""
+        """Left, top, right and bottom of the title above a group."""
         left, _ = self.place(group, 0)
         right, _ = self.place(group, self.columns - 1)
         return left, self.margin, right + self.image[0], self.margin + self.title
 
     def label_box(self, row: int) -> tuple[int, int, int, int]:
-        """Left, top, right and bottom of what is written above a row, across all groups."""
+        """Left, top, right and bottom of the label above a row, across all groups."""
         left, bottom = self.place(0, row * self.columns)
         return left, bottom - self.label, self.size[0] - self.margin, bottom
 
@@ -83,9 +83,9 @@ def side_by_side(
     """Groups of images of one size => one RGB grid: a titled block for each group, with a gap between blocks.
 
     Args:
-        groups: Title => images, as many in each group; if all titles are empty, no band is kept for them.
-        columns: Images beside each other in a group.
-        labels: What is written above each row, across all groups; long ones wrap, then end in an ellipsis.
+        groups: Title => images, equally many in each group; if all titles are empty, there is no band for them.
+        columns: Columns of images in a group.
+        labels: Label above each row, across all groups; long ones wrap, then end in an ellipsis.
         margin_px: Between images, and around all of them.
 
     Raises:
@@ -110,7 +110,7 @@ def side_by_side(
 
 
 def plain_layout(groups: Mapping[str, Sequence[Image.Image]], columns: int, margin_px: int = 2) -> Layout:
-    """The layout of a grid without titles and labels; what few images leave empty of their only row is cut off.
+    """The layout of a grid without titles and labels; with few images, it has only as many columns as images.
 
     Raises:
         ValueError: if there is no image, they differ in size, or groups in number.
@@ -119,7 +119,7 @@ def plain_layout(groups: Mapping[str, Sequence[Image.Image]], columns: int, marg
     counts = {len(images) for images in groups.values()}
     if len(sizes) != 1 or len(counts) != 1:
         raise ValueError(
-            f"a grid takes images of one size, not {sorted(sizes)}, as many in each group, not {sorted(counts)}"
+            f"a grid takes images of one size, not {sorted(sizes)}, equally many in each group, not {sorted(counts)}"
         )
     (size,), (count,) = sizes, counts
     columns = min(columns, count)

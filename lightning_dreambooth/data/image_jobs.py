@@ -1,4 +1,4 @@
-"""Image jobs to those who draw them, as a LightningDataModule."""
+"""LightningDataModule of image jobs, for `validate`, `test` and `predict`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from lightning_dreambooth.distributed import shard
 
 
 class ImageJobData(pl.LightningDataModule):
-    """Gives batches of image jobs to `validate`, `test` and `predict`, shared by all processes.
+    """Batches of image jobs for `validate`, `test` and `predict`, shared between all processes.
 
     Args:
         batches: The batches, the same on every process.
@@ -24,7 +24,7 @@ class ImageJobData(pl.LightningDataModule):
         self.resolution_px = resolution_px
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
-        """Jobs hold no tensors, and Lightning refuses to look into frozen dataclasses."""
+        """Returns the batch unchanged: jobs hold no tensors, and Lightning refuses frozen dataclasses."""
         return batch
 
     def predict_dataloader(self) -> DataLoader[Any]:

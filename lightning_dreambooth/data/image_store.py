@@ -1,4 +1,4 @@
-"""Images that are drawn once and stored: by all processes together, each written when its batch is done."""
+"""Stores of images that are drawn once, by all processes together; each batch is written when it is drawn."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -19,10 +19,10 @@ from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 
 
 class ImageWriter(NamedTuple):
-    """Draws images with one model and writes each with all that made it.
+    """Draws images with one model and writes each with everything that decides it.
 
     Attributes:
-        load: Gives the model; called only if there is something to draw.
+        load: Returns the model; called only if there is something to draw.
         model: Fingerprint of the model.
         resolution_px: Side of the images.
         batch_size: Images drawn at once.
@@ -35,7 +35,7 @@ class ImageWriter(NamedTuple):
 
     def write(self, jobs: Sequence[ImageJob], title: str) -> None:
         """Draws and writes images, all processes together."""
-        # Whole batches, so that an image is the same to the last bit however many processes draw.
+        # Whole batches, so that an image is the same to the last bit on any number of processes.
         local = shard(batches(jobs, self.batch_size))
         count = sum(len(batch) for batch in local)
         with tqdm(total=count, desc=title, unit="image", disable=rank() > 0 or not local) as progress:
@@ -61,7 +61,14 @@ def fill_folder(
     folder: Path, missing: Callable[[], list[ImageJob]], writer: ImageWriter, title: str,
     announce: Callable[[list[ImageJob]], None] = lambda jobs: None,
 ) -> None:  # fmt: skip
-    """Draws what a folder misses, while no other run writes there; `announce` is told what, before the first image.
+    """Draws the missing images of a folder while no other run writes there.
+
+    Args:
+        folder: The folder.
+        missing: Lists the jobs whose images are missing.
+        writer: Draws and writes them.
+        title: Title of the progress bar.
+        announce: Called with the jobs by the first process, before the first image is drawn.
 
     Raises:
         InputError: if other processes write to another disk.
@@ -81,7 +88,7 @@ def fill_folder(
 
 @dataclass(frozen=True)
 class ImageStore:
-    """Images of one model by content: whoever requests the same image finds the same file.
+    """Images of one model by content: equal requests share one file.
 
     Args:
         folder: Folder of the store; each model has a folder in it.
@@ -98,17 +105,17 @@ class ImageStore:
     batch_size: int
 
     def path(self, request: Request) -> Path:
-        """Where the image of a request lies or will lie."""
+        """Path of the image of a request, drawn or not."""
         content = f"{request.as_dict()} {self.resolution_px} {self.precision}"
         return self.folder / self.model / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.png"
 
     def missing(self, requests: Sequence[Request]) -> list[ImageJob]:
-        """The requests whose images are still to be drawn."""
+        """Jobs of the requests whose images are not drawn yet."""
         jobs = [ImageJob(number, request, self.path(request)) for number, request in enumerate(requests)]
         return [job for job in jobs if job.path and not job.path.is_file()]
 
     def fill(self, requests: Sequence[Request], load: Callable[[], StableDiffusion], title: str) -> list[Path]:
-        """Draws what is missing; returns the path of each request's image."""
+        """Draws the missing images; returns the path of each request's image."""
         writer = ImageWriter(load, self.model, self.resolution_px, self.batch_size)
         fill_folder(self.folder / self.model, lambda: self.missing(requests), writer, title)
         return [self.path(request) for request in requests]

@@ -1,4 +1,4 @@
-"""Image files: which files count, how they are read, cropped and written. Plain PIL, no torch."""
+"""Image files: listing, reading, cropping, comparing and writing. Plain PIL, no torch."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,13 +13,13 @@ from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.files import replaced
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # whatever a file is called, it is read as one of these
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # the only decoders used, whatever the file name
 MAX_PIXELS = 8192 * 8192  # a quarter of a gigabyte once decoded
-NEARLY_EQUAL = 8.0  # mean difference of 16 x 16 thumbnails, of 255: a recompressed or slightly cropped copy stays below
+NEARLY_EQUAL = 8.0  # mean difference of 16 x 16 thumbnails, of 255; recompressed or slightly cropped copies stay below
 
 
 class View(NamedTuple):
-    """One way to see an image: mirrored or not, and where the square lies (0 left or top ... 1 right or bottom)."""
+    """A square of an image: mirrored or not, and its place (0 left or top ... 1 right or bottom)."""
 
     flip: bool = False
     x: float = 0.5
@@ -30,7 +30,7 @@ def list_images(folder: Path) -> tuple[list[Path], int]:
     """The images directly in a folder, sorted by name, and how many other files there are, captions not counted.
 
     Raises:
-        InputError: if a file is a link out of the folder: what is trained on must lie in it.
+        InputError: if a file is a link out of the folder: training images must lie in it.
     """
     files = sorted(path for path in folder.iterdir() if path.is_file() or path.is_symlink())
     for path in files:
@@ -44,7 +44,7 @@ def list_images(folder: Path) -> tuple[list[Path], int]:
 def _stays_in(folder: Path, link: Path) -> bool:
     try:
         return folder.resolve() in link.resolve(strict=True).parents
-    except (OSError, RuntimeError):  # to nowhere, or to itself
+    except (OSError, RuntimeError):  # a broken link, or a link to itself
         return False
 
 
@@ -60,19 +60,19 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path} is not text in UTF-8 ({error}); save it as UTF-8") from error
 
 
-def read_caption(image: Path, otherwise: str) -> str:
-    """The caption in `name.txt` or `name.png.txt` beside an image, else the concept's prompt."""
+def read_caption(image: Path, default: str) -> str:
+    """The caption in `name.txt` or `name.png.txt` beside an image, else the default."""
     for path in (image.with_suffix(".txt"), image.with_name(image.name + ".txt")):
         if path.is_file():
             return " ".join(read_text(path).split())
-    return otherwise
+    return default
 
 
 def read_image(path: Path) -> Image.Image:
     """A file => an upright RGB image: EXIF rotation applied, transparency on white, palettes and 16 bit converted.
 
     Raises:
-        InputError: if it is broken, or larger than MAX_PIXELS, which is measured before it is decoded.
+        InputError: if it is broken, or has more than MAX_PIXELS pixels, which is checked before decoding.
     """
     try:
         with warnings.catch_warnings():
@@ -99,28 +99,28 @@ def _upright(file: Image.Image) -> Image.Image:
 
 
 def near_identical(images: Sequence[Image.Image]) -> list[tuple[int, int]]:
-    """Pairs of indices of images that seem to be the same."""
+    """Pairs of indices of images that are nearly the same."""
     small = [image.resize((16, 16), Image.Resampling.BOX) for image in images]
     pixels = np.array([np.asarray(image, dtype=np.float32).ravel() for image in small])
-    far = [np.abs(pixels[i + 1 :] - pixels[i]).mean(1) for i in range(len(pixels))]
-    return [(i, i + 1 + int(j)) for i, row in enumerate(far) for j in np.flatnonzero(row < NEARLY_EQUAL)]
+    distances = [np.abs(pixels[i + 1 :] - pixels[i]).mean(1) for i in range(len(pixels))]
+    return [(i, i + 1 + int(j)) for i, row in enumerate(distances) for j in np.flatnonzero(row < NEARLY_EQUAL)]
 
 
 def square_box(width: int, height: int, view: View) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of the largest square at the place that a view names."""
+    """Left, top, right and bottom in px of the largest square at the view's place."""
     side = min(width, height)
     left, top = round((width - side) * view.x), round((height - side) * view.y)
     return (left, top, left + side, top + side)
 
 
 def crop(image: Image.Image, size_px: int, view: View) -> Image.Image:
-    """The largest square at the place that a view names, resized to `size_px`, mirrored if the view says so."""
+    """The largest square at the view's place, resized to `size_px`; mirrored if the view is."""
     square = image.resize((size_px, size_px), Image.Resampling.LANCZOS, square_box(*image.size, view))
     return ImageOps.mirror(square) if view.flip else square
 
 
 def write_png(image: Image.Image, path: Path, chunks: Mapping[str, object]) -> None:
-    """Writes a PNG, all or nothing; viewers show the text chunks."""
+    """Writes a PNG atomically; viewers show the text chunks."""
     info = PngInfo()
     for key, value in chunks.items():
         info.add_itxt(key, str(value))

@@ -1,4 +1,4 @@
-"""What is encoded once: prompts, and images by content: another image, crop, resolution or VAE is another entry."""
+"""Prompts and images that are encoded once; cache entries are named by image content, crop, resolution and VAE."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,7 +31,7 @@ def images_at_once(resolution_px: int) -> int:
 
 
 def load_pixels(path: Path, view: View, resolution_px: int) -> UInt8[Tensor, "3 height width"]:
-    """An image file, seen through a view => bytes 0 ... 255."""
+    """The view of an image file => bytes 0 ... 255."""
     return pil_to_tensor(crop(read_image(path), resolution_px, view))
 
 
@@ -46,19 +46,19 @@ def is_readable(file: Path) -> bool:
 
 @torch.no_grad()
 def encode_prompts(model: StableDiffusion, prompts: Sequence[str], batch_size: int) -> dict[str, Conditioning]:
-    """Prompts => what the UNet reads of each, on the CPU."""
+    """Prompts => conditioning of each, on the CPU."""
     parts = [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
     encoded = [row for part in parts for row in unstack(on_cpu(model.embed(model.tokenize(part))))]
     return dict(zip(prompts, encoded, strict=True))
 
 
 class LatentCache:
-    """The VAE's posterior (mean and standard deviation, not one sample) of images seen through views.
+    """The VAE's posterior (mean and standard deviation, not one sample) of views of images.
 
     Args:
         encoder: Names the VAE's weights and the precision they encode in.
         resolution_px: Side of the encoded squares.
-        folder: Where entries lie on disk, one file each; None keeps them in memory.
+        folder: Folder of the entries, one file each; None keeps them in memory.
     """
 
     def __init__(self, encoder: str, resolution_px: int, folder: Path | None = None) -> None:
@@ -69,7 +69,7 @@ class LatentCache:
         self.contents: dict[Path, tuple[str, int, int]] = {}
 
     def key(self, path: Path, view: View) -> str:
-        """Names an entry by all that decides it; views that cut the same square are one entry."""
+        """Name of an entry, by everything that decides it; views that cut the same square share one entry."""
         if path not in self.contents:
             self.contents[path] = (sha256(path), *read_image(path).size)
         content, width, height = self.contents[path]
@@ -83,7 +83,7 @@ class LatentCache:
         return self.memory[key] if self.folder is None else load_file(self._file(key))["moments"]
 
     def fill(self, views: Iterable[tuple[Path, View]], encode: Encode, batch_size: int) -> None:
-        """Encodes what is missing, all processes together.
+        """Encodes the missing entries, all processes together.
 
         Raises:
             InputError: if processes write to different disks.

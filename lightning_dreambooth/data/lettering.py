@@ -1,4 +1,4 @@
-"""Text for images: a font with Hangul that every machine has, lines that fit, and how they are drawn. Plain PIL."""
+"""Text on images, in a bundled font with Hangul: wrapping and drawing of lines. Plain PIL."""
 
 import unicodedata
 from bisect import bisect_right
@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from PIL.ImageFont import FreeTypeFont
 
-FONT = "fonts/Pretendard-Regular.otf"  # what it is and where it is from: fonts/README.md
+FONT = "fonts/Pretendard-Regular.otf"  # origin and licence: fonts/README.md
 INK, PAPER = "black", "white"
 ELLIPSIS = "…"
 
@@ -22,21 +22,21 @@ def font_file() -> Path:
 
 @cache
 def load_font(size_px: int) -> FreeTypeFont:
-    """The font in a size; read when it is first needed."""
-    # Raqm would place letters more finely, but not every Pillow has it: equal texts are to give equal pixels.
+    """The bundled font in a size, read on first use."""
+    # Not Raqm, which only some Pillow builds have: equal texts must give equal pixels everywhere.
     return ImageFont.truetype(font_file(), size_px, layout_engine=ImageFont.Layout.BASIC)
 
 
 def line_height(font: FreeTypeFont) -> int:
-    """Pixels from one line to the next, of which some stay free below it."""
+    """Height of a line in px, spacing included."""
     return sum(font.getmetrics()) + round(font.size / 6)
 
 
 def drawable(text: str) -> str:
-    """Any text => one line without what has no shape of its own.
+    """Any text => one line without characters that have no glyph of their own.
 
-    Syllables that a Mac has taken apart are put together again; line breaks become spaces; joiners, variation
-    selectors and half characters go. What the font lacks stays, and is drawn as a striped box.
+    Decomposed syllables, as macOS writes them, are composed; line breaks become spaces; joiners, variation selectors
+    and lone surrogates are removed. A character that the font lacks stays and is drawn as a striped box.
     """
     shown = "".join(letter for letter in text if letter.isspace() or not _shapeless(letter))
     return unicodedata.normalize("NFC", " ".join(shown.split()))
@@ -47,7 +47,7 @@ def _shapeless(letter: str) -> bool:
 
 
 def wrap(text: str, font: FreeTypeFont, width_px: int, max_lines: int) -> list[str]:
-    """Text => lines of that width at most; if they are too few for it, the last one ends in an ellipsis."""
+    """Text => at most `max_lines` lines of at most `width_px`; if text is cut, the last line ends in an ellipsis."""
     lines: list[str] = []
     rest = drawable(text)
     while rest:
@@ -65,7 +65,7 @@ def wrap(text: str, font: FreeTypeFont, width_px: int, max_lines: int) -> list[s
 
 
 def _fitting(text: str, font: FreeTypeFont, width_px: int, ending: str = "") -> int:
-    """How many of its first letters fit with the ending; -1 if the ending alone does not."""
+    """Number of leading letters that fit together with the ending; -1 if the ending alone does not fit."""
     most = min(len(text), max(width_px, 0))  # a letter takes a pixel or more
     return bisect_right(range(most + 1), width_px, key=lambda count: ceil(font.getbbox(text[:count] + ending)[2])) - 1
 
@@ -73,9 +73,9 @@ def _fitting(text: str, font: FreeTypeFont, width_px: int, ending: str = "") -> 
 def write_lines(
     image: Image.Image, lines: Sequence[str], font: FreeTypeFont, box: tuple[int, int, int, int], ink: str = INK
 ) -> None:
-    """Fills a box (left, top, right, bottom) of the image with paper and lines, which end at its bottom."""
+    """Fills a box (left, top, right, bottom) of the image with lines on white; the last line is at its bottom."""
     left, top, right, bottom = box
-    # On paper of its own: accents and tails that reach out of their line do not reach out of the box.
+    # Drawn on a separate image, so that accents and descenders do not leave the box.
     paper = Image.new("RGB", (right - left, bottom - top), PAPER)
     draw = ImageDraw.Draw(paper)
     for number, line in enumerate(reversed(lines), start=1):

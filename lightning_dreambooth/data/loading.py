@@ -1,4 +1,4 @@
-"""In which order samples are loaded, from where training stands."""
+"""Order in which samples are loaded, from the current step on."""
 
 import time
 from collections.abc import Iterator
@@ -8,11 +8,18 @@ from torch.utils.data import DataLoader, Sampler
 
 
 class ShardedOrder(Sampler[list[int]]):
-    """Sample indices of each micro-batch of one process, from a given micro-batch and sample on.
+    """Sample indices of each micro-batch of one process.
 
-    Row b of the n-th micro-batch from here on rank r is sample `first + (n * world_size + r) * batch_size + b`, so
-    several processes consume the same samples as one. The length counts from the beginning of the run, as Lightning's
-    progress does after a resume.
+    Sample b of the n-th micro-batch of rank r has the index `first + (n * world_size + r) * batch_size + b`, so several
+    processes consume the same samples as one.
+
+    Args:
+        length: Micro-batches of the whole run, which Lightning counts from its beginning also after resuming.
+        start: Micro-batches that are done.
+        first: Index of the first sample to load.
+        batch_size: Samples of a micro-batch.
+        rank: Number of this process.
+        world_size: Number of processes.
     """
 
     def __init__(self, length: int, start: int, first: int, batch_size: int, rank: int, world_size: int) -> None:
@@ -33,15 +40,16 @@ class ShardedOrder(Sampler[list[int]]):
 
 
 class OrderedLoader(DataLoader[Any]):
-    """A loader that Lightning accepts as resumable without a state: its ShardedOrder starts where training stands.
+    """A loader that Lightning accepts as resumable: its ShardedOrder starts at the current step, without a state.
 
-    `waited_seconds` counts how long training has waited for batches.
+    Attributes:
+        waited_seconds: Time that training has waited for batches.
     """
 
     waited_seconds = 0.0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Batches; the time that each is waited for is added up."""
+        """The batches; adds up the time spent waiting for each."""
         batches = super().__iter__()
         while True:
             began = time.perf_counter()
@@ -52,7 +60,7 @@ class OrderedLoader(DataLoader[Any]):
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Empty: the order is a function of where training stands."""
+        """Empty: the order is a function of the current step."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,1 +1,1 @@
-"""The objective and the sampling loop, as functions of tensors."""
+"""Training objective, sampling loop and requests for images."""

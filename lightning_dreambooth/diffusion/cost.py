@@ -1,12 +1,12 @@
-"""What work costs, counted in evaluations of the UNet."""
+"""Cost of training and sampling, counted in evaluations of the UNet."""
 
 from collections.abc import Iterable
 
 from lightning_dreambooth.diffusion.requests import Request
 
-TRAINING_ROW = 4  # UNet evaluations that a training row costs: forward, backward (two) and the update
+TRAINING_ROW = 4  # UNet evaluations that a trained row costs: forward (1), backward (2) and the update (1)
 
 
 def unet_evaluations(requests: Iterable[Request]) -> int:
-    """How often the UNet runs for these images: guidance needs it twice per step."""
+    """Number of UNet evaluations that draw these images: one per step, two with guidance."""
     return sum(request.settings.steps * (1 + request.settings.guided) for request in requests)

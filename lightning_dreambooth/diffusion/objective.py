@@ -39,7 +39,7 @@ def target(
     alphas_bar: Float[Tensor, " steps"],
     prediction_type: str,
 ) -> Float[Tensor, "rows c h w"]:
-    """What the UNet should predict: the noise (`epsilon`) or the velocity (`v_prediction`)."""
+    """x0, eps and t => the target of the UNet: the noise (`epsilon`) or the velocity (`v_prediction`)."""
     if prediction_type == "epsilon":
         return noise
     a = alphas_bar[timesteps].view(-1, 1, 1, 1)
@@ -57,17 +57,17 @@ def min_snr_weights(
 
 
 def squared_error(
-    prediction: Float[Tensor, "rows c h w"], wanted: Float[Tensor, "rows c h w"]
+    prediction: Float[Tensor, "rows c h w"], expected: Float[Tensor, "rows c h w"]
 ) -> Float[Tensor, " rows"]:
     """Mean squared error of each row, in fp32 whatever the prediction's dtype."""
-    return (prediction.float() - wanted.float()).square().flatten(1).mean(1)
+    return (prediction.float() - expected.float()).square().flatten(1).mean(1)
 
 
 # Prior-preservation objective, Ruiz et al. 2023 (arXiv:2208.12242), Eq. 2.
 def prior_preservation_loss(
     instance: Float[Tensor, " b"], prior: Float[Tensor, " b"] | None, prior_weight: float
 ) -> Loss:
-    """Weighted errors of the instance rows and of the class rows, None without class rows => loss."""
+    """Errors of the instance rows and of the class rows (None without the prior) => the loss and both means."""
     if prior is None:
         return Loss(instance.mean(), instance.mean(), None)
     return Loss(instance.mean() + prior_weight * prior.mean(), instance.mean(), prior.mean())
@@ -76,6 +76,6 @@ def prior_preservation_loss(
 def posterior_sample(
     moments: Float[Tensor, "rows twice_c h w"], noise: Float[Tensor, "rows c h w"]
 ) -> Float[Tensor, "rows c h w"]:
-    """Mean and standard deviation of the VAE's posterior (Kingma & Welling 2014, Eq. 10) => one sample of it."""
+    """Mean and standard deviation of the VAE's posterior => one sample of it (Kingma & Welling 2014, Eq. 10)."""
     mean, std = moments.chunk(2, dim=1)
     return torch.addcmul(mean, std, noise)

@@ -1,4 +1,4 @@
-"""What is asked of a sampler: prompts, seeds and settings. Plain values, no torch."""
+"""Requests for images: prompts, seeds and sampling settings. Plain values, no torch."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,7 +9,7 @@ from lightning_dreambooth.errors import InputError
 
 Sampler = Literal["ddim", "dpm++", "euler"]
 
-NOISE_STEPS = 1000  # of every Stable Diffusion 1.x and 2.x
+NOISE_STEPS = 1000  # timesteps of every Stable Diffusion 1.x and 2.x
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class SamplingSettings:
 
 
 class Request(NamedTuple):
-    """All that decides an image besides the weights."""
+    """Everything that decides an image besides the weights."""
 
     prompt: str
     seed: int
     settings: SamplingSettings = SamplingSettings()
 
     def as_dict(self) -> dict[str, Any]:
-        """The request as flat plain values."""
+        """The request as a flat mapping of plain values."""
         return {"prompt": self.prompt, "seed": self.seed, **asdict(self.settings)}
 
 
@@ -75,17 +75,17 @@ def requests_for(prompts: Sequence[str], seeds: Sequence[int], settings: Samplin
 
 
 def batches(jobs: Sequence[ImageJob], batch_size: int) -> list[list[ImageJob]]:
-    """Jobs in order, cut into batches that one call of `sample` can draw."""
-    cut: list[list[ImageJob]] = []
+    """Jobs in their order => batches that one call of `sample` can draw."""
+    grouped: list[list[ImageJob]] = []
     for job in jobs:
-        if cut and len(cut[-1]) < batch_size and _batch_key(cut[-1][0]) == _batch_key(job):
-            cut[-1].append(job)
+        if grouped and len(grouped[-1]) < batch_size and _batch_key(grouped[-1][0]) == _batch_key(job):
+            grouped[-1].append(job)
         else:
-            cut.append([job])
-    return cut
+            grouped.append([job])
+    return grouped
 
 
 def _batch_key(job: ImageJob) -> tuple[object, ...]:
-    """What the images of one batch have in common; their negative prompts may differ."""
+    """The settings that the images of one batch share; negative prompts may differ."""
     settings = job.request.settings
     return settings.steps, settings.guidance_scale, settings.sampler

@@ -1,4 +1,4 @@
-"""Prompts and seeds to images: the guided denoising loop as one function."""
+"""Guided denoising loop as one function: requests to images."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ SAMPLERS = {
 
 
 def scheduler_for(model: StableDiffusion, sampler: Sampler) -> SchedulerMixin:
-    """The sampler on the model's own noise schedule."""
+    """The sampler with the noise schedule of the model."""
     return SAMPLERS[sampler].from_config(model.scheduler.config)
 
 
@@ -29,8 +29,8 @@ def sample(
 ) -> Float[Tensor, "images 3 height width"]:
     """Draws one square image per request, in [0, 1].
 
-    Requests of one call share steps, guidance scale and sampler. The starting noise of each is drawn on the CPU from
-    its own seed, as diffusers' pipeline does with `torch.Generator().manual_seed(seed)`.
+    The requests of one call must share steps, guidance scale and sampler. The initial noise of each image is drawn on
+    the CPU from its own seed, as diffusers' pipeline does with `torch.Generator().manual_seed(seed)`.
     """
     settings, device = requests[0].settings, model.device
     shape = (1, *model.latent_shape(resolution_px))
@@ -55,10 +55,10 @@ def sample(
 
 
 def as_bytes(images: Float[Tensor, "n 3 height width"]) -> UInt8[Tensor, "n 3 height width"]:
-    """Images in [0, 1] => what a file holds, 0 ... 255.
+    """Images in [0, 1] => bytes 0 ... 255, as files hold them.
 
     Raises:
-        TrainingError: if the model has drawn NaN, which a file would show as black.
+        TrainingError: if a value is not finite; a file would show it as black.
     """
     if not images.isfinite().all():
         raise TrainingError("the model draws images that are not finite; try trainer.precision 32, or other weights")

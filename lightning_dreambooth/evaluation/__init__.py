@@ -1,1 +1,1 @@
-"""What is drawn to be measured, and what the measurements mean."""
+"""Evaluation: prompts, encoders, metrics, the score, and the paper's protocol."""

@@ -1,4 +1,4 @@
-"""The DreamBooth paper's dataset as it lies on disk: a folder per subject beside `prompts_and_classes.txt`."""
+"""The DreamBooth paper's dataset on disk: a folder per subject beside `prompts_and_classes.txt`."""
 
 import ast
 import re
@@ -10,7 +10,7 @@ from lightning_dreambooth.data.images import list_images, read_text
 from lightning_dreambooth.errors import InputError
 
 PROMPTS_FILE = "prompts_and_classes.txt"
-LIVE_CLASSES = ("cat", "dog")  # their subjects have prompts with accessories and outfits
+LIVE_CLASSES = ("cat", "dog")  # classes of live subjects, whose prompts name accessories and outfits
 
 
 class Subject(NamedTuple):
@@ -22,20 +22,20 @@ class Subject(NamedTuple):
     prompts: list[str]
 
 
-def subjects_of(folder: Path) -> list[str]:
-    """The subjects that the dataset lists and whose images are there.
+def list_subjects(folder: Path) -> list[str]:
+    """The subjects that the dataset lists and that have a folder of images.
 
     Raises:
         InputError: if the file does not have the form of the paper's, or there are none.
     """
-    found = [name for name in _read(folder)[0] if (folder / name).is_dir()]
-    if not found:
+    names = [name for name in _read(folder)[0] if (folder / name).is_dir()]
+    if not names:
         raise InputError(f"{folder} holds no folder of a subject that {PROMPTS_FILE} lists")
-    return found
+    return names
 
 
 def read_subject(folder: Path, name: str) -> Subject:
-    """A subject with its images and its 25 prompts.
+    """A subject with its images and its prompts (25 in the paper's file).
 
     Raises:
         InputError: if the file does not have the form of the paper's or does not list the subject, or there are fewer
@@ -50,14 +50,14 @@ def read_subject(folder: Path, name: str) -> Subject:
     images, _ = list_images(folder / name)
     if len(images) < 2:
         raise InputError(f"{folder / name} holds {len(images)} images; 2 or more are needed")
-    return Subject(name, classes[name], images, prompts_of(lists[classes[name] in LIVE_CLASSES], file))
+    return Subject(name, classes[name], images, parse_prompts(lists[classes[name] in LIVE_CLASSES], file))
 
 
 def _read(folder: Path) -> tuple[dict[str, str], list[str]]:
     """The class of each subject, and the source of both prompt lists."""
     file = folder / PROMPTS_FILE
     if not file.is_file():
-        raise InputError(f"{file} is not there; the dataset's folder must hold it beside a folder for each subject")
+        raise InputError(f"{file} does not exist; the dataset's folder must hold it beside a folder for each subject")
     text = read_text(file)
     classes = dict(re.findall(r"^([\w-]+),([\w -]+)$", text.split("Prompts")[0], re.MULTILINE))
     classes.pop("subject_name", None)
@@ -67,7 +67,7 @@ def _read(folder: Path) -> tuple[dict[str, str], list[str]]:
     return classes, lists
 
 
-def prompts_of(source: str, file: Path) -> list[str]:
+def parse_prompts(source: str, file: Path) -> list[str]:
     """A Python list of `'a {0} {1} ...'.format(unique_token, class_token)` => its strings; nothing is evaluated."""
     try:
         calls = ast.parse(source, mode="eval").body.elts  # type: ignore[attr-defined]

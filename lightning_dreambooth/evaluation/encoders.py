@@ -1,6 +1,6 @@
 """Encoders for the metrics: CLIP by open_clip, DINO by timm, LPIPS by torchmetrics; by name or from local files.
 
-They are not part of the model that is trained: no state and no optimizer ever sees them.
+They are not part of the model that is trained: no state and no optimizer holds them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +36,7 @@ class Encoder:
 
     Args:
         name: Its name in tables and curves.
-        load: Gives the network and its preprocessing.
+        load: Returns the network and its preprocessing.
     """
 
     def __init__(self, name: str, load: Callable[[], tuple[nn.Module, Any]]) -> None:
@@ -50,7 +50,7 @@ class Encoder:
         return model.requires_grad_(False).eval(), transform
 
     def check(self) -> None:
-        """Loads the network, on the CPU until it is needed on a device; raises InputError if that fails."""
+        """Loads the network on the CPU; raises InputError if that fails."""
         _ = self._loaded
 
     @property
@@ -60,7 +60,7 @@ class Encoder:
 
     @contextmanager
     def on(self, device: torch.device) -> Iterator[None]:
-        """Moves the network to a device; afterwards the memory there is free again."""
+        """Moves the network to a device inside the block, and back to the CPU after it."""
         self._loaded[0].to(device)
         try:
             yield
@@ -88,11 +88,14 @@ class Encoder:
 
 
 class Dino(Encoder):
-    """DINO's vision transformer; `is_the_papers` is whether it is the ViT-S/16 of the DreamBooth paper.
+    """DINO's vision transformer.
 
     Args:
         model: A timm name such as `vit_small_patch16_224.dino`, or a folder as its hub page has it: `config.json` and
             `model.safetensors`.
+
+    Attributes:
+        is_the_papers: Whether it is the ViT-S/16 of the DreamBooth paper.
     """
 
     def __init__(self, model: str) -> None:
@@ -100,7 +103,7 @@ class Dino(Encoder):
         if folder.is_dir():
             check_files(folder, "config.json")
         elif "dino" not in model or not timm.is_model_pretrained(model):
-            raise InputError(f"fidelity.dino {model} is neither a local folder nor a DINO that timm has weights of")
+            raise InputError(f"fidelity.dino {model} is neither a local folder nor a DINO with weights in timm")
         self.source = f"local-dir:{folder}" if folder.is_dir() else model
         config = (folder / "config.json").read_text(encoding="utf-8") if folder.is_dir() else f'"{model}"'
         self.is_the_papers = '"vit_small_patch16_224' in config
@@ -113,12 +116,12 @@ class Dino(Encoder):
 
 
 class Clip(Encoder):
-    """CLIP with both towers.
+    """CLIP's image and text encoders.
 
     Args:
         model: An open_clip name such as `ViT-B-32-quickgelu`, or a folder with `open_clip_config.json`, safetensors
-            weights and, if it has one of its own, a tokenizer.
-        pretrained: Tag such as `openai`, or a safetensors file; a folder has its own.
+            weights and, if it has its own, a tokenizer.
+        pretrained: Tag such as `openai`, or a safetensors file; None for a folder, which holds its weights.
     """
 
     def __init__(self, model: str, pretrained: str | None = None) -> None:
@@ -172,7 +175,7 @@ class Clip(Encoder):
 
 
 class Encoders(NamedTuple):
-    """The encoders of a run; at least CLIP or DINO is there where something is measured."""
+    """The encoders of a run; measuring needs at least CLIP or DINO."""
 
     clip: Clip | None = None
     dino: Dino | None = None
@@ -185,26 +188,26 @@ class Encoders(NamedTuple):
         return {role: encoder for role, encoder in roles.items() if encoder is not None}
 
     @property
-    def given(self) -> list[Clip | Dino | Lpips]:
-        """All that are there."""
+    def configured(self) -> list[Clip | Dino | Lpips]:
+        """The encoders that are configured."""
         return [encoder for encoder in self if encoder is not None]
 
     @property
     def identity_role(self) -> str:
-        """The encoder of PRES, drift and copying: DINO, else CLIP."""
+        """The role of the encoder of `pres`, `drift` and `nearest`: `dino`, else `clip`."""
         return "clip" if self.dino is None else "dino"
 
     @property
     def metric_names(self) -> dict[str, str]:
-        """The name of each metric in tables and curves: where another encoder stands in, its name is added."""
+        """The name of each metric in tables and curves; the name of an encoder other than the paper's is added."""
         name = self.by_role[self.identity_role].name
-        stand_in = "" if self.dino is not None and self.dino.is_the_papers else f"/{name}"
-        names = {metric: metric + stand_in for metric in ("dino", "pres", "drift", "nearest")}
+        suffix = "" if self.dino is not None and self.dino.is_the_papers else f"/{name}"
+        names = {metric: metric + suffix for metric in ("dino", "pres", "drift", "nearest")}
         return names | {"clip": "clip_i", "div": "div" if self.lpips else f"div/{name}"}
 
 
 def encoders_for(clip_model: str | None, clip_pretrained: str | None, dino: str | None, lpips: str | None) -> Encoders:
-    """The encoders of these names or files; the same ones, loaded once, for whoever asks for the same in a process."""
+    """The encoders of these names or files; equal ones are shared within a process, so that each is loaded once."""
     return Encoders(
         clip=_shared(Clip, _absolute(clip_model), _absolute(clip_pretrained)) if clip_model else None,
         dino=_shared(Dino, _absolute(dino)) if dino else None,

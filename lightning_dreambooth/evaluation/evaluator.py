@@ -1,4 +1,4 @@
-"""Images to metrics: which images are compared with which, and what each metric could reach."""
+"""Images to metrics: which images each metric compares, its base, its ceiling, and the score."""
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -21,7 +21,7 @@ Embeddings = Mapping[str, Float[Tensor, "n d"]]  # of the same images, by `clip`
 
 
 class InstanceSet(NamedTuple):
-    """The instance images of a concept, and for each what it shows, in words that an encoder knows."""
+    """The instance images of a concept, and for each its prompt without the identifier."""
 
     images: Sequence[Image.Image]
     texts: Sequence[str]
@@ -31,16 +31,16 @@ class FidelityEvaluator:
     """Measures images of the evaluation prompts against instance images and against the base model.
 
     Args:
-        probes: What is drawn, in the order in which images come to `measure`.
+        probes: Prompts and seeds of the images, in the order of the images that `measure` takes.
         concepts: The concepts.
         instances: Instance images of each concept.
         base_images: Images of the base model for the same probes.
         encoders: CLIP measures prompts and, without DINO, everything else; DINO identity and drift; LPIPS diversity.
-        device: Where encoders run.
+        device: Device on which encoders run.
 
     Attributes:
         base: Metrics of the base model, by name.
-        ceiling: What instance images reach, by name.
+        ceiling: Metrics of the instance images themselves, by name.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class FidelityEvaluator:
         self.encoders: dict[str, Encoder] = encoders.by_role
         self.identity_encoder = encoders.identity_role
         self.names = encoders.metric_names
-        # Concepts that the prompts show; the others have no images to be measured.
+        # Concepts that the prompts show; the others have no images to measure.
         self.shown = [c for c in range(len(concepts)) if self.indices("instance", c)]
         self.instances = [self.embed(instance_set.images) for instance_set in instances]
         if encoders.clip is not None:
@@ -64,16 +64,16 @@ class FidelityEvaluator:
         self.base |= self._score(self.base, self.base)
 
     def indices(self, kind: Kind, concept: int | None = None) -> list[int]:
-        """Numbers of the probes of a kind and, if given, of a concept."""
+        """Indices of the probes of a kind and, if given, of a concept."""
         return [i for i, probe in enumerate(self.probes) if probe.kind == kind and concept in (None, probe.concept)]
 
     def class_indices(self, concept: int) -> list[int]:
-        """Numbers of the probes of a concept's class prompt, which several concepts may share."""
+        """Indices of the probes of a concept's class prompt, which several concepts may share."""
         prompt = self.concepts[concept].class_prompt
         return [i for i, probe in enumerate(self.probes) if probe.kind == "class" and probe.request.prompt == prompt]
 
     def embed(self, images: Sequence[Image.Image]) -> Embeddings:
-        """Images => embeddings by every encoder."""
+        """Images => embeddings [n, d] by every encoder."""
         embedded = {}
         for role, encoder in self.encoders.items():
             with encoder.on(self.device):
@@ -92,10 +92,12 @@ class FidelityEvaluator:
         if "clip" in embedded:
             subject = self.indices("instance")
             measured["clip_t"] = metrics.prompt_similarity(embedded["clip"][subject], self.texts[subject])
-        rows, instances = embedded[self.identity_encoder], [own[self.identity_encoder] for own in self.instances]
+        rows = embedded[self.identity_encoder]
+        instances = [embeddings[self.identity_encoder] for embeddings in self.instances]
         classes = [(self.class_indices(c), instances[c]) for c in range(len(instances)) if self.class_indices(c)]
         if classes:
-            measured[self.names["pres"]] = fmean(metrics.similarity(rows[indices], own) for indices, own in classes)
+            similarities = [metrics.similarity(rows[indices], faces) for indices, faces in classes]
+            measured[self.names["pres"]] = fmean(similarities)
         if others := self.indices("class") + self.indices("unrelated"):
             base = self.base_embeddings[self.identity_encoder]
             measured[self.names["drift"]] = metrics.drift(rows[others], base[others])
@@ -105,12 +107,12 @@ class FidelityEvaluator:
         return measured
 
     def _identity(self, role: str, rows: Tensor) -> dict[str, float]:
-        """Identity under a concept's own prompts; with several concepts, also whose face appears under whose prompt."""
-        name, instances = self.names[role], [own[role] for own in self.instances]
+        """Identity of each concept under its prompts; with several concepts, also under the prompts of the others."""
+        name, instances = self.names[role], [embeddings[role] for embeddings in self.instances]
         under = {
-            (c, face): metrics.similarity(rows[self.indices("instance", c)], own)
+            (c, face): metrics.similarity(rows[self.indices("instance", c)], embeddings)
             for c in self.shown
-            for face, own in enumerate(instances)
+            for face, embeddings in enumerate(instances)
         }
         measured = {name: fmean(under[c, c] for c in self.shown)}
         if len(instances) > 1:
@@ -121,7 +123,7 @@ class FidelityEvaluator:
         return measured
 
     def _diversity(self, rows: Tensor, images: Tensor) -> float:
-        """Of the images of one prompt, averaged over the prompts of the subject."""
+        """Diversity of the images of one prompt, averaged over the prompts of the subject."""
         by_prompt = groupby(self.indices("instance"), key=lambda i: self.probes[i].request.prompt)
         groups = [list(group) for _, group in by_prompt]
         if self.lpips is None:
@@ -129,7 +131,7 @@ class FidelityEvaluator:
         return fmean(self.lpips.diversity(images[group], self.device) for group in groups)
 
     def _ceiling(self) -> dict[str, float]:
-        """What instance images reach when they are compared with each other, or with their own prompts."""
+        """Metrics of the instance images, compared with each other or with their own prompts."""
         shown = [self.instances[c] for c in self.shown]
         ceiling = {
             self.names[role]: fmean(metrics.self_similarity(instances[role]) for instances in shown)
@@ -152,7 +154,7 @@ class FidelityEvaluator:
         return score(ours, bases, self.ceiling[identity], self._floor())
 
     def _floor(self) -> float | None:
-        """Mean cosine of the base model's images of the subject with the texts of unrelated prompts."""
+        """Mean cosine of the base model's images of the subject with texts of unrelated prompts; None without them."""
         subject, unrelated = self.indices("instance"), self.indices("unrelated")
         if "clip" not in self.encoders or not unrelated:
             return None

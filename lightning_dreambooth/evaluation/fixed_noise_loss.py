@@ -1,4 +1,4 @@
-"""Losses that do not jump: the same images, noise and timesteps every time, so that a curve shows the model alone."""
+"""Losses for fixed images, noise and timesteps, so that only the model changes a curve."""
 
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
@@ -28,14 +28,14 @@ class FixedSample(NamedTuple):
 
 
 def round_robin(concepts: Sequence[Sequence[TrainingImage]]) -> list[TrainingImage]:
-    """The first images of all concepts, one of each in turn."""
+    """The first IMAGES images of all concepts, one of each concept in turn."""
     turns = zip_longest(*concepts)
     return [image for turn in turns for image in turn if image is not None][:IMAGES]
 
 
 @torch.no_grad()
 def encode_fixed(model: StableDiffusion, images: Sequence[TrainingImage], resolution_px: int) -> list[FixedSample]:
-    """Images as they are trained on, without anything random."""
+    """Images => mean latents of their central squares, without anything random."""
     pixels = torch.stack([load_pixels(image.path, View(), resolution_px) for image in images])
     means, _ = model.encode(pixels.to(model.device)).chunk(2, dim=1)
     return [FixedSample(mean, image.prompt) for mean, image in zip(means, images, strict=True)]

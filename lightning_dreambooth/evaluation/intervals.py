@@ -20,7 +20,7 @@ class Interval(NamedTuple):
 
 def student_interval(values: Sequence[float]) -> Interval:
     """Mean of independent values, such as one per fit, with Student's interval."""
-    from scipy.stats import t as student  # here: nothing that trains needs it
+    from scipy.stats import t as student  # imported here: training does not need scipy
 
     mean = fmean(values)
     if len(values) < 2:

@@ -13,7 +13,7 @@ from torchmetrics.functional.image.lpips import _LPIPS  # private: setup.cfg pin
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.evaluation.encoder_files import SUFFIX, readable_encoder
 
-PAIRS = 64  # compared at once
+PAIRS = 64  # pairs of images compared at once
 
 
 class Lpips:
@@ -43,13 +43,13 @@ class Lpips:
             else:
                 weights = torch.load(self.backbone, weights_only=True, map_location="cpu")
             network = _LPIPS(pretrained=True, net="alex", pnet_rand=True)
-            wanted = network.net.state_dict()  # slice1.0.weight is torchvision's features.0.weight
-            network.net.load_state_dict({name: weights[f"features.{name.split('.', 1)[1]}"] for name in wanted})
+            names = network.net.state_dict()  # slice1.0.weight is torchvision's features.0.weight
+            network.net.load_state_dict({name: weights[f"features.{name.split('.', 1)[1]}"] for name in names})
         return network.requires_grad_(False).eval()
 
     @torch.no_grad()
     def diversity(self, images: UInt8[Tensor, "n 3 height width"], device: torch.device) -> float:
-        """Mean distance of all pairs of images, 0 if they are equal."""
+        """Mean LPIPS distance of all pairs of images, 0 or more; 0 if they are equal."""
         network = self.network.to(device)
         pixels = images.to(device) / 127.5 - 1
         pairs = torch.tensor(list(combinations(range(len(pixels)), 2)), device=device).split(PAIRS)

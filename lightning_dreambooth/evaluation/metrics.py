@@ -16,13 +16,13 @@ from torchmetrics.utilities import dim_zero_cat
 
 
 class MetricInfo(NamedTuple):
-    """What is to be known of a metric.
+    """The description of a metric.
 
     Attributes:
-        better: Which direction is better; `bounded` is good up to the ceiling.
-        compares: What is compared with what.
-        encoder: Who computes it: `clip`, `dino`, `identity` (DINO where it is configured, else CLIP) or none.
-        by: Whether `validation`, `study`, or both measure it.
+        better: The better direction; `bounded` is better up to the ceiling.
+        compares: The images and texts that are compared.
+        encoder: The encoder: `clip`, `dino`, `identity` (DINO where it is configured, else CLIP) or none.
+        by: Who measures it: `validation`, `study` or both.
     """
 
     better: Literal["up", "down", "bounded"]
@@ -67,7 +67,7 @@ def cosines(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "
     """
     for rows in (a, b):
         if not len(rows):
-            raise ValueError("there are no embeddings to compare; at least one image and one reference are needed")
+            raise ValueError("there are no embeddings to compare; at least one on each side is needed")
         if not rows.isfinite().all():
             raise ValueError("embeddings are not finite; the images hold NaN or infinite values")
     return normalize(a.double(), dim=1) @ normalize(b.double(), dim=1).T
@@ -76,7 +76,7 @@ def cosines(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "
 def _off_diagonal(square: Float[Tensor, "n n"]) -> Float[Tensor, "n n_minus_1"]:
     count = len(square)
     if count < 2:
-        raise ValueError(f"images are compared with each other and there is {count}; at least 2 are needed")
+        raise ValueError(f"images are compared with each other, and their number is {count}; at least 2 are needed")
     return square[~torch.eye(count, dtype=torch.bool, device=square.device)].view(count, count - 1)
 
 
@@ -109,7 +109,7 @@ def drift(images: Float[Tensor, "n d"], base: Float[Tensor, "n d"]) -> float:
 
 
 def nearest(images: Float[Tensor, "n d"], instances: Float[Tensor, "m d"]) -> float:
-    """Mean over images of the cosine with the nearest instance image, in [-1, 1]: near 1, images are copies."""
+    """Mean over images of the cosine with the nearest instance image, in [-1, 1]; near 1 for copies."""
     return cosines(images, instances).amax(1).mean().item()
 
 
@@ -131,11 +131,11 @@ class GatheredImages(Metric):
         self.add_state("images", default=[], dist_reduce_fx="cat")
 
     def update(self, numbers: Int[Tensor, " n"], images: UInt8[Tensor, "n 3 height width"]) -> None:
-        """Adds images with the number of each; may be empty, for a process that draws none."""
+        """Adds images with their numbers; both may be empty, for a process that draws none."""
         self.numbers.append(numbers)
         self.images.append(images)
 
     def compute(self) -> UInt8[Tensor, "n 3 height width"]:
-        """The images of all processes."""
+        """The images of all processes, by number."""
         numbers, images = dim_zero_cat(self.numbers), dim_zero_cat(self.images)
         return images[numbers.argsort()]

@@ -1,4 +1,4 @@
-"""The DreamBooth paper's protocol for one tuned model and one subject: every prompt, several images, one table."""
+"""The DreamBooth paper's protocol for one trained model and one subject: every prompt, several images, one table."""
 
 import json
 from collections.abc import Mapping
@@ -36,15 +36,15 @@ NOTE = (
 
 @dataclass(frozen=True)
 class PaperTest:
-    """What is drawn for one model and one subject, and all that decides the result.
+    """The images of one model and one subject, and everything that decides them.
 
     Attributes:
         subject: The subject of the dataset.
-        encoders: What measures.
+        encoders: The encoders that measure.
         folder: Folder of the test.
         jobs: The images, every prompt with every seed.
-        texts: For each image the text that it is compared with.
-        record: All that decides the images, as plain values.
+        texts: For each image, the text that it is compared with.
+        record: Everything that decides the images, as plain values.
     """
 
     subject: Subject
@@ -55,22 +55,22 @@ class PaperTest:
     record: dict[str, Any]
 
     def missing_batches(self, batch_size: int) -> list[list[ImageJob]]:
-        """The batches of which an image is missing. Whole ones, because an image may depend on its batch in one bit."""
+        """The batches that lack an image. Whole batches, because the last bit of an image may depend on its batch."""
         batches = [self.jobs[start : start + batch_size] for start in range(0, len(self.jobs), batch_size)]
         return [batch for batch in batches if not all(job.path and job.path.is_file() for job in batch)]
 
     def check_record(self) -> None:
-        """Raises InputError if the folder holds another test, or anything else."""
+        """Raises InputError if the folder exists and holds anything but this test."""
         if not self.folder.exists():
             return
         file = self.folder / RECORD
-        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        if found != self.record:
-            differs = [key for key, value in self.record.items() if found.get(key) != value]
+        present = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if present != self.record:
+            differs = [key for key, value in self.record.items() if present.get(key) != value]
             raise InputError(f"{self.folder} holds another test or run ({', '.join(differs)}); choose another name")
 
     def measure(self, device: torch.device) -> str:
-        """Measures all images, writes the tables and returns the short one."""
+        """Measures all images, writes the tables and returns the summary as Markdown."""
         rows = self._rows()
         ceiling: dict[str, float] = {}
         images = [read_image(job.path) for job in self.jobs if job.path]
@@ -78,10 +78,10 @@ class PaperTest:
         for encoder in self.encoders.by_role.values():
             name = "clip_i" if isinstance(encoder, Clip) else "dino"
             with encoder.on(device):
-                embedded, references = encoder.images(images), encoder.images(instances)
+                embedded, embedded_instances = encoder.images(images), encoder.images(instances)
                 texts = encoder.texts(self.texts) if isinstance(encoder, Clip) else None
-            ceiling[name] = metrics.self_similarity(references)
-            columns = {name: metrics.cosines(embedded, references).mean(1)}
+            ceiling[name] = metrics.self_similarity(embedded_instances)
+            columns = {name: metrics.cosines(embedded, embedded_instances).mean(1)}
             if texts is not None:
                 columns["clip_t"] = metrics.cosines(embedded, texts).diagonal()
             for i, row in enumerate(rows):

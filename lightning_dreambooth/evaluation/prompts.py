@@ -1,4 +1,4 @@
-"""What is drawn to be measured: prompts and seeds, and which text each image is compared with."""
+"""Evaluation prompts: prompts and seeds of the images to measure, and the text that each is compared with."""
 
 import re
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ class StatedPrompt:
     """A prompt with the text that its images are compared with.
 
     Args:
-        prompt: What is drawn.
-        text: What the images should show, in words that the encoder knows.
+        prompt: The prompt that is drawn.
+        text: The text that the images should show, without the identifier.
     """
 
     prompt: str
@@ -26,7 +26,7 @@ class StatedPrompt:
 
 
 class Probe(NamedTuple):
-    """One image that is drawn to be measured: of the subject, of its class, or of something unrelated."""
+    """One image to measure: of the subject, of its class, or of something unrelated."""
 
     kind: Kind
     concept: int
@@ -62,12 +62,12 @@ class EvaluationPrompts(NamedTuple):
             if concept.class_prompt:
                 classes.setdefault(concept.class_prompt, number)
         kinds: dict[str, tuple[Kind, int, str]] = {}
-        for given in self.prompts or [concept.instance_prompt for concept in concepts]:
-            prompt = given.prompt if isinstance(given, StatedPrompt) else given
+        for entry in self.prompts or [concept.instance_prompt for concept in concepts]:
+            prompt = entry.prompt if isinstance(entry, StatedPrompt) else entry
             if prompt not in classes:
-                number = concept_of(prompt, concepts)
+                number = shown_concept(prompt, concepts)
                 identifier = concepts[number].identifier
-                text = given.text if isinstance(given, StatedPrompt) else strip_identifier(prompt, identifier)
+                text = entry.text if isinstance(entry, StatedPrompt) else strip_identifier(prompt, identifier)
                 kinds[prompt] = ("instance", number, text)
         kinds |= {prompt: ("class", number, prompt) for prompt, number in classes.items()}
         kinds |= {prompt: ("unrelated", 0, prompt) for prompt in self.unrelated_prompts if prompt not in kinds}
@@ -79,7 +79,7 @@ class EvaluationPrompts(NamedTuple):
 
 
 def instances_with_texts(concepts: Sequence[Concept]) -> list[tuple[Concept, list[tuple[TrainingImage, str]]]]:
-    """The instance images of each concept, each with its prompt in words that an encoder knows."""
+    """The instance images of each concept, each with its prompt without the identifier."""
     return [
         (
             concept,
@@ -89,11 +89,13 @@ def instances_with_texts(concepts: Sequence[Concept]) -> list[tuple[Concept, lis
     ]
 
 
-def concept_of(prompt: str, concepts: Sequence[Concept]) -> int:
-    """Which concept a prompt shows: the one whose instance prompt it is, else the first whose identifier it holds.
+def shown_concept(prompt: str, concepts: Sequence[Concept]) -> int:
+    """Index of the concept that a prompt shows: by its instance prompt, else the first by its identifier.
+
+    Every prompt shows a single concept without an identifier.
 
     Raises:
-        InputError: if it shows none. A single concept without an identifier is shown by every prompt.
+        InputError: if the prompt shows none of the concepts.
     """
     shown = [number for number, concept in enumerate(concepts) if concept.instance_prompt == prompt]
     identifiers = [(number, concept.identifier) for number, concept in enumerate(concepts) if concept.identifier]
@@ -111,7 +113,7 @@ def _word(identifier: str) -> re.Pattern[str]:
 
 
 def strip_identifier(prompt: str, identifier: str | None) -> str:
-    """The prompt in words that an encoder knows: without the identifier or `in the style of <identifier>`."""
+    """The prompt without the identifier, which encoders do not know, or without `in the style of <identifier>`."""
     if not identifier:
         return prompt
     word = _word(identifier).pattern

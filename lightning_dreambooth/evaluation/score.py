@@ -1,14 +1,14 @@
-"""One score of a model: how much of the subject is learned, and how much of everything else is kept."""
+"""Score of a model: how much of the subject is learned, and how much of everything else is kept."""
 
 from collections.abc import Mapping
 from statistics import harmonic_mean
 
-# In cosine: a part of the score whose two ends lie closer together would be noise, and is left out.
+# In cosine: a part of the score with a shorter range would be noise, and is left out.
 MIN_RANGE = 0.02
 
 
 def fraction_of_range(value: float, start: float, end: float) -> float:
-    """Where a value lies between start (0) and end (1), limited to [0, 1]."""
+    """The place of a value between start (0) and end (1), limited to [0, 1]."""
     return min(1.0, max(0.0, (value - start) / (end - start)))
 
 

@@ -1,4 +1,4 @@
-"""Metrics for people and programs: tables as CSV, JSON and Markdown."""
+"""Tables of metrics as CSV, JSON and Markdown."""
 
 import csv
 import io
@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_dreambooth.evaluation.history import Row
+from lightning_dreambooth.evaluation.history import MetricsRow
 from lightning_dreambooth.files import replaced
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file, all or nothing."""
+    """Writes a text file atomically."""
     with replaced(path) as beside:
         beside.write_text(text, encoding="utf-8")
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Rows => a table with every column that any row has; what a row lacks stays empty."""
+def write_csv(path: Path, rows: Sequence[MetricsRow]) -> None:
+    """Writes rows as a CSV table with every column of any row; a value that a row lacks is an empty cell."""
     text = io.StringIO()
     table = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     table.writeheader()
@@ -27,7 +27,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 
 def read_csv(path: Path) -> list[dict[str, float]]:
-    """A table of numbers => its rows, without what is empty; no rows if there is no file."""
+    """A CSV table of numbers => its rows, without empty cells; no rows if there is no file."""
     if not path.is_file():
         return []
     rows = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
@@ -35,12 +35,12 @@ def read_csv(path: Path) -> list[dict[str, float]]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Plain values that `write_json` has written."""
+    """Reads plain values that `write_json` has written."""
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes plain values, all or nothing."""
+    """Writes plain values atomically."""
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
@@ -58,8 +58,8 @@ def three_digits(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def metrics_table(metrics: Row, base: Row, ceiling: Row) -> str:
-    """Each metric beside that of the base model and what the instance images themselves reach."""
+def metrics_table(metrics: MetricsRow, base: MetricsRow, ceiling: MetricsRow) -> str:
+    """Each metric beside its values for the base model and for the instance images, as Markdown."""
     names = [name for name in metrics if name != "step"]
     rows = [[name, *(three_digits(values.get(name)) for values in (metrics, base, ceiling))] for name in names]
     return markdown(["metric", "value", "base", "ceiling"], rows)

@@ -1,1 +1,1 @@
-"""Families of models: their parts in memory and their files on disk."""
+"""Model families: files on disk, parts in memory, and prompts as the denoiser reads them."""

@@ -15,7 +15,7 @@ SHORT_SEQUENCE = 256
 
 @contextmanager
 def attention_kernel(tokens: int, device: torch.device) -> Iterator[None]:
-    """Plain matrix products, kept in bf16, for training on short sequences on a CPU; else what torch chooses."""
+    """Selects plain matrix products, kept in bf16, for training on short sequences on a CPU; else torch's choice."""
     if tokens > SHORT_SEQUENCE or device.type != "cpu" or not torch.is_grad_enabled():
         yield
         return
@@ -31,8 +31,8 @@ def attention_kernel(tokens: int, device: torch.device) -> Iterator[None]:
 class ShapeAwareAttention(AttnProcessor2_0):
     """diffusers' attention, with the kernel chosen by shape.
 
-    The choice is made inside the attention, not around the model, so that a checkpointed forward pass repeats it when
-    it is recomputed.
+    The kernel is chosen inside the attention, not around the model, so that gradient checkpointing recomputes with the
+    same kernel.
     """
 
     def __call__(self, attn: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a denoiser is told of the prompts, as one value whatever the family of models."""
+"""Prompts as the denoiser reads them, as one value for every model family."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 class Conditioning(NamedTuple):
-    """Prompts as the UNet reads them: a row per prompt, or a single prompt without the dimension of rows.
+    """Prompts as the UNet reads them: a row per prompt, or a single prompt without the row dimension.
 
-    A family with more inputs (pooled embeddings, sizes) has a NamedTuple of its own with more fields; the functions of
-    this file take any of them.
+    A family with more inputs (pooled embeddings, sizes) has its own NamedTuple with more fields; the functions of this
+    file take any of them.
 
     Attributes:
         hidden_states: Last hidden states of the text encoder.

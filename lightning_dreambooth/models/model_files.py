@@ -1,4 +1,4 @@
-"""The files of a model: where they lie, whether all are there, and what their configs say, before they are loaded."""
+"""Files of a model before it is loaded: location, download, completeness, configs and fingerprints."""
 
 import hashlib
 import json
@@ -40,16 +40,17 @@ def locate(pretrained: str, revision: str | None = None, variant: str | None = N
     """A hub id or folder => the local folder with all five parts. Downloads only safetensors and plain text.
 
     Raises:
-        InputError: if it is neither of them, or a part is missing.
+        InputError: if it is neither a hub id nor a folder, or a part is missing.
     """
     folder = Path(pretrained)
     if not folder.is_dir():
         weights = [f"{part}/{weights_file(part, variant)}" for part in WEIGHTS]
         folder = _download(pretrained, revision, ["model_index.json", "*/*.json", "*/merges.txt", *weights])
-    wanted = ["tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json"]
-    wanted += [f"{part}/{name}" for part in WEIGHTS for name in ("config.json", weights_file(part, variant))]
-    _check_complete(folder, wanted, pretrained)
-    prediction_type = read_config(folder / wanted[1]).get("prediction_type", "epsilon")
+    scheduler = "scheduler/scheduler_config.json"
+    required = ["tokenizer/tokenizer_config.json", scheduler]
+    required += [f"{part}/{name}" for part in WEIGHTS for name in ("config.json", weights_file(part, variant))]
+    _check_complete(folder, required, pretrained)
+    prediction_type = read_config(folder / scheduler).get("prediction_type", "epsilon")
     if prediction_type not in PREDICTION_TYPES:
         raise InputError(f"{pretrained} predicts {prediction_type!r}; supported are {', '.join(PREDICTION_TYPES)}")
     return folder
@@ -73,11 +74,11 @@ def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
         raise InputError(f"{name} is neither a local folder nor a model that the hub provides: {reason}") from error
 
 
-def _check_complete(folder: Path, wanted: list[str], name: str) -> Path:
-    missing = [file for file in wanted if not (folder / file).is_file()]
+def _check_complete(folder: Path, required: list[str], name: str) -> Path:
+    missing = [file for file in required if not (folder / file).is_file()]
     if missing:
-        raise InputError(f"{name} misses {', '.join(missing)}; a diffusers folder with safetensors weights is needed")
-    for file in wanted:
+        raise InputError(f"{name} lacks {', '.join(missing)}; a diffusers folder with safetensors weights is needed")
+    for file in required:
         if file.endswith(".json"):
             read_config(folder / file)
         else:
@@ -111,7 +112,7 @@ def _count(file: Path) -> int:
 
 
 class ModelFiles:
-    """The files of a model, found or downloaded when they are first needed.
+    """The files of a model, located or downloaded when they are first needed.
 
     Args:
         pretrained: Hub id or folder of the model, in diffusers' layout.
@@ -140,7 +141,7 @@ class ModelFiles:
 
     @property
     def vae_variant(self) -> str | None:
-        """Weight variant of the VAE; a VAE of its own has none."""
+        """Weight variant of the VAE; a VAE that replaces the model's has none."""
         return self.variant if self.vae is None else None
 
     @property
@@ -154,7 +155,7 @@ class ModelFiles:
 
     @cached_property
     def native_resolution_px(self) -> int:
-        """Side of the images that the model was made for, in px."""
+        """Side in px of the images that the model was trained on."""
         return int(self._value("unet", "sample_size", int)) * self.vae_factor
 
     def _value(self, part: str, key: str, kind: type) -> Any:
@@ -166,7 +167,7 @@ class ModelFiles:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the base weights, 16 hex digits: class images and states record it."""
+        """Identifies the weights, 16 hex digits: class images and states record it."""
         parts = [self.folder / part / weights_file(part, self.variant) for part in TRAINABLE]
         return fingerprint(*parts, self._vae_file)
 

@@ -1,6 +1,6 @@
-"""Stable Diffusion 1.x and 2.x as one module: its parts are loaded, trained, saved, and used to encode and decode.
+"""Stable Diffusion 1.x and 2.x as one module: loading, prediction, encoding, decoding and saving.
 
-Borders: images come in as bytes 0 ... 255 and go out in [0, 1]; latents carry the VAE's scaling factor.
+Ranges: images come in as bytes 0 ... 255 and go out in [0, 1]; latents carry the VAE's scaling factor.
 """
 
 import json
@@ -66,7 +66,7 @@ class StableDiffusion(nn.Module):
     @classmethod
     def _load(cls, files: ModelFiles) -> "StableDiffusion":
         shared: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
-        # Without low_cpu_mem_usage=False diffusers asks for accelerate, which is not needed here.
+        # Without low_cpu_mem_usage=False diffusers requires accelerate, which is not needed here.
         options = shared | {"low_cpu_mem_usage": False, "torch_dtype": torch.float32}
         folder, variant = files.folder, files.variant
         unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", variant=variant, **options)
@@ -86,7 +86,7 @@ class StableDiffusion(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the weights."""
         return self.alphas_bar.device
 
     @property
@@ -96,7 +96,7 @@ class StableDiffusion(nn.Module):
 
     @property
     def scaling_factor(self) -> float:
-        """What latents are multiplied by so that they have about unit variance."""
+        """The factor by which latents are multiplied, so that they have about unit variance."""
         return float(self.vae.config.scaling_factor)
 
     def latent_shape(self, resolution_px: int) -> tuple[int, int, int]:
@@ -105,7 +105,7 @@ class StableDiffusion(nn.Module):
         return (self.vae.config.latent_channels, side, side)
 
     def train_parts(self, text_encoder: bool, checkpointing: bool) -> dict[str, dict[str, nn.Parameter]]:
-        """Prepares the UNet and, if asked, the text encoder for training; returns what is trained, by part and name."""
+        """Prepares the UNet and, if chosen, the text encoder for training; returns their weights by part and name."""
         parts: dict[str, Any] = {"unet": self.unet}
         if text_encoder:
             parts["text_encoder"] = self.text_encoder
@@ -126,9 +126,9 @@ class StableDiffusion(nn.Module):
         return tokenize(self.tokenizer, prompts).to(self.device)
 
     def embed(self, token_ids: Int[Tensor, "rows tokens"]) -> Conditioning:
-        """Token ids => what the UNet reads; equal prompts of a batch are encoded once."""
+        """Token ids => conditioning; equal prompts of a batch are encoded once."""
         unique, place = token_ids.unique(dim=0, return_inverse=True)
-        # A checkpointed forward pass is repeated outside of this block, where it must find the same kernel.
+        # Gradient checkpointing recomputes outside of this block, where another kernel would be chosen.
         checkpointed = self.text_encoder.is_activation_checkpointing
         with nullcontext() if checkpointed else attention_kernel(token_ids.shape[1], token_ids.device):
             hidden: Tensor = self.text_encoder(unique)[0]
@@ -137,13 +137,13 @@ class StableDiffusion(nn.Module):
     def predict(
         self, noisy: Float[Tensor, "rows c h w"], timesteps: Tensor, conditioning: Conditioning
     ) -> Float[Tensor, "rows c h w"]:
-        """x_t, t (one for all rows or one for each) and the prompts => the UNet's prediction of noise or velocity."""
+        """x_t, timesteps (one for all rows or one per row) and prompts => predicted noise or velocity."""
         prediction: Tensor = self.unet(noisy, timesteps, conditioning.hidden_states, return_dict=False)[0]
         return prediction
 
     @torch.no_grad()
     def encode(self, pixels: UInt8[Tensor, "rows 3 height width"]) -> Float[Tensor, "rows twice_c h w"]:
-        """Bytes => mean and standard deviation of the scaled latents, stacked along the channels."""
+        """Images as bytes => mean and standard deviation of the scaled latents, stacked along the channels."""
         scaled = (pixels.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
         posterior = self.vae.encode(scaled).latent_dist
         return torch.cat([posterior.mean, posterior.std], dim=1).float() * self.scaling_factor
@@ -155,12 +155,12 @@ class StableDiffusion(nn.Module):
         return (scaled.float() / 2 + 0.5).clamp(0, 1)
 
     def save(self, folder: Path, dtype: torch.dtype) -> None:
-        """Writes a diffusers folder with weights of the given dtype, which `from_pretrained(folder)` loads as it is."""
+        """Writes a diffusers folder with weights of the given dtype, which `from_pretrained(folder)` loads directly."""
         for part in WEIGHTS:
             self._save_part(part, folder / part, dtype)
         for part in ("tokenizer", "scheduler"):
             shutil.copytree(self.folder / part, folder / part)
-        if not (folder / "tokenizer/merges.txt").is_file():  # transformers 5 leaves them out, other readers want them
+        if not (folder / "tokenizer/merges.txt").is_file():  # transformers 5 leaves them out, other readers need them
             self.tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))
         _write_json(folder / "model_index.json", self._index())
 
@@ -174,7 +174,7 @@ class StableDiffusion(nn.Module):
         else:
             config = {"_class_name": type(module).__name__, **config}
         _write_json(folder / "config.json", config)
-        prefix = "text_model." if part == "text_encoder" else ""  # as in SD 1.5's files; all readers know it
+        prefix = "text_model." if part == "text_encoder" else ""  # as in SD 1.5's files; all readers accept it
         weights = {prefix + name: value.to("cpu", dtype).contiguous() for name, value in module.state_dict().items()}
         save_file(weights, folder / weights_file(part, None), metadata={"format": "pt"})
 
@@ -198,7 +198,7 @@ class StableDiffusion(nn.Module):
 def _with_all_weights(module: Any, loaded: dict[str, Any]) -> Any:
     """The loaded part, unless its file lacks weights, which the libraries would replace by random ones."""
     if loaded["missing_keys"]:
-        raise ValueError(f"{type(module).__name__} misses {len(loaded['missing_keys'])} of its weights")
+        raise ValueError(f"{type(module).__name__} lacks {len(loaded['missing_keys'])} of its weights")
     return module
 
 

@@ -1,4 +1,4 @@
-"""Prompts to token ids, before or without the model that reads them."""
+"""Tokenizer of a model: prompts to token ids, without loading the model."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,12 +22,12 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Int[Tensor, "prompts tokens"]:
-    """Prompts => token ids, always padded to the tokenizer's full length, as the inference pipeline pads them."""
+    """Prompts => token ids, padded or cut to the tokenizer's full length, as in diffusers' inference pipeline."""
     ids = tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids
     return torch.as_tensor(ids)
 
 
 def truncated_text(tokenizer: CLIPTokenizer, prompt: str) -> str:
-    """The end of a prompt that exceeds the tokenizer's length; usually empty."""
+    """The end of a prompt beyond the tokenizer's length; usually empty."""
     ids = tokenizer(prompt, verbose=False).input_ids[1:-1]  # without start and end
     return str(tokenizer.decode(ids[tokenizer.model_max_length - 2 :]))

@@ -1,1 +1,1 @@
-"""What a run leaves on disk."""
+"""Files of a run: folders, resumable states and exports."""

@@ -1,4 +1,4 @@
-"""How a state is written and read: completely or not at all, and no code in it is run."""
+"""Writing and reading of state files: atomic, and without running code that a file holds."""
 
 import zipfile
 from pathlib import Path
@@ -12,34 +12,33 @@ from lightning_dreambooth.files import replaced
 
 
 def is_whole(path: Path) -> bool:
-    """Whether every byte of a state is as it was written, by its checksums."""
+    """Whether every byte of a state fits its checksums; a compressed file is not a state."""
     try:
         with zipfile.ZipFile(path) as archive:
+            # torch never compresses, and a hostile compressed file may unpack to any size.
             stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
-            return (
-                stored and archive.testzip() is None
-            )  # ours are not compressed, and a compressed one might unpack to any size
+            return stored and archive.testzip() is None
     except Exception:  # damaged files may raise anything
         return False
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's format, written so that a kill at any moment leaves the previous state intact."""
+    """Lightning's format, written atomically: a kill at any moment leaves the previous state intact."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Writes a state of tensors and plain values.
 
         Raises:
-            TrainingError: if the disk refuses.
+            TrainingError: if writing fails.
         """
         with replaced(Path(path)) as beside, beside.open("wb") as file:
             try:
                 torch.save(checkpoint, file)
-            except RuntimeError as error:  # torch's archive hides the error of the disk
+            except RuntimeError as error:  # torch hides the error of the disk in its context
                 raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Reads a state; nothing but tensors and plain values is unpickled.
+        """Reads a state; only tensors and plain values are unpickled.
 
         Raises:
             InputError: if it holds anything else.

@@ -1,11 +1,11 @@
-"""A trained model as a diffusers folder, with a card that says what it was trained on and how it was measured."""
+"""Export of a trained model: a diffusers folder with a model card and its metrics."""
 
 from pathlib import Path
 
 import torch
 
 from lightning_dreambooth.datamodule import DreamBoothData
-from lightning_dreambooth.evaluation.history import Row
+from lightning_dreambooth.evaluation.history import MetricsRow
 from lightning_dreambooth.evaluation.tables import write_json
 from lightning_dreambooth.files import replaced
 from lightning_dreambooth.module import DreamBooth
@@ -14,10 +14,10 @@ EXPORTS = "exports"
 METRICS_FILE = "validation.json"
 
 
-def export(module: DreamBooth, data: DreamBoothData, folder: Path, dtype: torch.dtype, metrics: Row) -> None:
-    """Writes the (averaged) weights of a run as a Stable Diffusion pipeline folder, all or nothing.
+def export(module: DreamBooth, data: DreamBoothData, folder: Path, dtype: torch.dtype, metrics: MetricsRow) -> None:
+    """Writes the (averaged) weights of a run atomically, as a Stable Diffusion pipeline folder.
 
-    `metrics` were measured at this step; empty if nothing was.
+    `metrics` are those measured at this step; empty if nothing was measured.
     """
     with replaced(folder) as beside, module.averaged():
         module.model.save(beside, dtype)
@@ -26,8 +26,8 @@ def export(module: DreamBooth, data: DreamBoothData, folder: Path, dtype: torch.
             write_json(beside / METRICS_FILE, metrics)
 
 
-def model_card(module: DreamBooth, data: DreamBoothData, folder: Path, metrics: Row) -> str:
-    """Markdown with the front matter that model hubs read."""
+def model_card(module: DreamBooth, data: DreamBoothData, folder: Path, metrics: MetricsRow) -> str:
+    """The model card: Markdown with the front matter that model hubs read."""
     concepts = "\n".join(
         f"- `{concept.instance_prompt}`: {len(images.instances)} instance images"
         + (f", with {len(images.classes)} class images of `{concept.class_prompt}`" if images.classes else "")

@@ -1,4 +1,4 @@
-"""Runs by name: how a run is called, where it writes, and that no other run writes there."""
+"""Names and folders of runs; each folder belongs to one run."""
 
 import itertools
 import os
@@ -10,7 +10,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from lightning_dreambooth.errors import InputError
 
 RUNS = Path("runs")
-CACHE = RUNS / ".cache"  # what runs share
+CACHE = RUNS / ".cache"  # files that runs share
 
 
 def default_name(configs: list[Path]) -> str:
@@ -21,7 +21,7 @@ def default_name(configs: list[Path]) -> str:
 
 
 def run_folder(name: str | None, default: str, resumed: Path | None) -> Path:
-    """Where a run writes: the folder of the resumed state, of the given name, or a free one of the default name.
+    """The folder of a run: that of the resumed state, that of the given name, or a free one of the default name.
 
     Raises:
         InputError: if another run has the given name.
@@ -42,7 +42,10 @@ def run_folder(name: str | None, default: str, resumed: Path | None) -> Path:
 
 
 def create_exclusively(folder: Path) -> bool:
-    """Whether a new run gets a folder: only its first process can create it; the others then find it empty."""
+    """Creates the folder of a new run; returns whether it belongs to this run.
+
+    The first process creates it unless it exists; the other processes accept an empty or missing folder.
+    """
     if not is_first_process():
         return not folder.exists() or not any(folder.iterdir())
     try:
@@ -53,16 +56,16 @@ def create_exclusively(folder: Path) -> bool:
 
 
 def is_first_process() -> bool:
-    """Whether this is the first process of a run, by what its launcher says before the processes have met."""
+    """Whether this is the first process of a run, according to the launcher's environment variables."""
     node = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", 0)))
     return node == 0 and getattr(rank_zero_only, "rank", 0) == 0
 
 
 def output_folder(trainer: Trainer) -> Path:
-    """Where everything of a run lies: `runs/<name>`."""
+    """The folder of a run, `runs/<name>`."""
     return Path(trainer.default_root_dir)
 
 
 def step_name(step: int) -> str:
-    """The name of what belongs to an optimizer step, such as `step-000400`."""
+    """Name of the files and folders of an optimizer step, such as `step-000400`."""
     return f"step-{step:06d}"

@@ -1,4 +1,4 @@
-"""The states of a run: where they lie, which one is resumed, and what a state must hold."""
+"""States of a run: their paths, the choice of one to resume, and checks of its content."""
 
 import re
 import sys
@@ -18,19 +18,20 @@ PARTS = {
 
 
 def state_path(run: Path, step: int) -> Path:
-    """Where a run's state of an optimizer step lies."""
+    """Path of a run's state of an optimizer step."""
     return run / STATES / f"{step_name(step)}.ckpt"
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """States or exports by the time they were written: after going back to an early one, the next is newer."""
+    """States or exports, the newest file first: after an early state is resumed, a newer file may have a lower step."""
     return sorted(folder.glob("step-*"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
 
 
 def find_state(ckpt_path: str | None, name: str | None, default: str) -> Path | None:
-    """`--ckpt_path` => the state it means; `last` is the newest undamaged one, None if none was saved yet.
+    """The value of `--ckpt_path` => the path of a state; None without one, or if `last` finds no state.
 
-    `last` searches the run of the given name, else all runs of the default name, `-2` and so on included.
+    `last` is the newest undamaged state of the run of the given name, else of all runs of the default name, `-2` and so
+    on included.
 
     Raises:
         InputError: if there is no such file, or all are damaged.
@@ -57,10 +58,10 @@ def find_state(ckpt_path: str | None, name: str | None, default: str) -> Path | 
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Reads a state without the content of its tensors, and refuses what is not a state.
+    """Reads a state; its tensors are mapped from the file, not copied to memory.
 
     Raises:
-        InputError: if it holds more than tensors and plain values, or names code to run.
+        InputError: if it is not a state, holds more than tensors and plain values, or names code to run.
     """
     state = AtomicCheckpointIO().load_checkpoint(path)
     for name, kind in PARTS.items():
@@ -68,7 +69,7 @@ def read_state(path: Path) -> dict[str, Any]:
             raise InputError(f"{path} has no {name}; give a state that `fit` has written")
     for name in ("step", "samples"):
         if not isinstance(state["DreamBoothData"].get(name), int):
-            raise InputError(f"{path} does not say how many samples it has seen; give a state that `fit` has written")
+            raise InputError(f"{path} does not record the samples seen; give a state that `fit` has written")
     for key, value in state.items():
         for hook in HOOKS:
             if isinstance(value, dict) and hook in value:

@@ -1,1 +1,1 @@
-"""A study from one file: fits, figures, measures, findings and a report."""
+"""Studies: many fits, figures, metrics, findings and a report from one file."""

@@ -1,4 +1,4 @@
-"""`python -m lightning_dreambooth study FILE`: everything that a study file asks for, or what that would take."""
+"""The command `study FILE`: runs a study, or forecasts what is left of it."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -15,54 +15,54 @@ from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.evaluation.dreambench import read_subject
 from lightning_dreambooth.files import check_room
 from lightning_dreambooth.saving.runs import RUNS
-from lightning_dreambooth.study.cost import decides_time, room_for_fit, seconds_each
+from lightning_dreambooth.study.cost import room_for_fit, time_job, timing_key
 from lightning_dreambooth.study.executors import locally, on_ray
-from lightning_dreambooth.study.fits import finished, fit_of
-from lightning_dreambooth.study.measuring import measurable, text_of
+from lightning_dreambooth.study.fits import build_fit, finished
+from lightning_dreambooth.study.measuring import measurable, row_text
 from lightning_dreambooth.study.page import write_page
 from lightning_dreambooth.study.reading import Study, read_study
 from lightning_dreambooth.study.results import gather, write_tables
-from lightning_dreambooth.study.tasks import RenderSettings, Task, plan, requests_of
+from lightning_dreambooth.study.tasks import RenderSettings, Task, plan, variant_requests
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs a study, resumes it, or says what it would take."""
+    """Runs or resumes a study, or forecasts its time."""
     parser = ArgumentParser(
         prog=f"{PROG} study", exit_on_error=False,
         description="Fits every variant of a study, draws and measures its figures, and writes one report. A study "
-        "that was stopped is resumed; what is done is not done again, what has changed is.",
+        "that was stopped is resumed: finished tasks are skipped, tasks whose settings have changed run again.",
     )  # fmt: skip
     parser.add_argument("file", type=str, help="the study, such as configs/studies/webtoon.yaml")
-    parser.add_argument("--dry_run", action="store_true", help="say what would be done and how long it takes here")
-    parser.add_argument("--executor", choices=["local", "ray"], default="local", help="where its tasks are done")
+    parser.add_argument("--dry_run", action="store_true", help="print what is left to do and how long it takes here")
+    parser.add_argument("--executor", choices=["local", "ray"], default="local", help="where tasks run")
     parser.add_argument("--address", type=str | None, default=None, help="of a Ray cluster; null starts one here")
     with exit_on_error(GracefulStop()):
-        given = parser.parse_args(argv)
-        run_study(Path(given.file), given.dry_run, given.executor, given.address)
+        arguments = parser.parse_args(argv)
+        run_study(Path(arguments.file), arguments.dry_run, arguments.executor, arguments.address)
 
 
 def run_study(file: Path, dry_run: bool = False, executor: str = "local", address: str | None = None) -> None:
-    """Does what is left of a study and writes its report.
+    """Runs the unfinished tasks of a study and writes its report.
 
     Raises:
-        InputError: if it cannot be done; nothing has been trained then.
+        InputError: if the study cannot run; nothing has been trained then.
     """
     study = read_study(file)
     folder, seeds = RUNS / study.name, study.spec.seeds
     names = tqdm(study.variants, "checking variants", leave=False)
-    jobs = {name: build_variant(study, name, seeds[0]) for name in names}
+    jobs = {name: build_variant_job(study, name, seeds[0]) for name in names}
     settings = {name: render_settings(study, job, folder) for name, job in jobs.items()}
     pairs = [(variant, seed) for seed in seeds for variant in study.variants.values()]
-    fits = [fit_of(study.name, variant, seed, jobs[variant.name]) for variant, seed in pairs]
+    fits = [build_fit(study.name, variant, seed, jobs[variant.name]) for variant, seed in pairs]
     tasks = plan(study, jobs, fits, settings)
-    left = waiting(tasks)
-    print(f"{study.name}: {len(fits)} fits, {len(tasks)} tasks, of which {len(tasks) - len(left)} are done")
+    remaining = unfinished(tasks)
+    print(f"{study.name}: {len(fits)} fits, {len(tasks)} tasks, of which {len(tasks) - len(remaining)} are done")
     check_room(folder, sum(room_for_fit(jobs[fit.variant]) for fit in fits if not finished(fit.folder)))
     if dry_run:
-        print(forecast(study, left, jobs, settings))
+        print(forecast(study, remaining, jobs, settings))
         return
     began = time.monotonic()
-    do(left, executor, study.spec.resources, address)
+    run_tasks(remaining, executor, study.spec.resources, address)
     results = gather(study, jobs, fits, settings)
     tables = write_tables(study, results, folder / "tables")
     write_page(study, results, jobs, tables, folder / "report.html")
@@ -75,11 +75,11 @@ def run_study(file: Path, dry_run: bool = False, executor: str = "local", addres
     )
 
 
-def build_variant(study: Study, variant: str, seed: int) -> Job:
-    """The job of a variant, checked and not begun.
+def build_variant_job(study: Study, variant: str, seed: int) -> Job:
+    """The job of a variant, checked but not started.
 
     Raises:
-        InputError: if it cannot be fitted, or what it draws cannot be measured.
+        InputError: if it cannot be fitted, or its images cannot be measured.
     """
     try:
         job = build_job(study.variants[variant].argv(seed))
@@ -97,46 +97,48 @@ def render_settings(study: Study, job: Job, folder: Path) -> RenderSettings:
 
 
 def check_figures(study: Study, variant: str, job: Job) -> None:
-    """Checks what a variant draws before anything is trained.
+    """Checks that the images of a variant can be measured, before anything is trained.
 
     Raises:
-        InputError: if it cannot be measured.
+        InputError: if they cannot be measured.
     """
     encoders, quality = job.callbacks.fidelity.encoders, study.spec.quality
-    prompts = [(request.prompt, request.settings.negative_prompt) for request in requests_of(study, variant)]
+    prompts = [(request.prompt, request.settings.negative_prompt) for request in variant_requests(study, variant)]
     check_lengths([prompt for pair in prompts for prompt in pair], job.data.tokenizer)
     rows = [row for figure in study.figures.values() for row in figure.rows if row.variant == variant]
     if not encoders.by_role and (rows or study.spec.dreambench):
-        raise InputError("nothing measures its images: give fidelity.clip_model or fidelity.dino")
+        raise InputError("no encoder measures its images: give fidelity.clip_model or fidelity.dino")
     measured = measurable(encoders, quality)
     for hypothesis in study.spec.findings:
         if hypothesis.measure not in measured:
             raise InputError(f"the finding {hypothesis.claim!r} is of {hypothesis.measure}, which no encoder measures")
     if encoders.clip is not None:
-        texts = [text_of(row, job.data) for row in rows] + ([quality.good, quality.bad] if quality else [])
+        texts = [row_text(row, job.data) for row in rows] + ([quality.good, quality.bad] if quality else [])
         if study.spec.dreambench is not None:
             subject = read_subject(Path(study.spec.dreambench.folder), variant)
             texts += [prompt.format("", subject.class_name) for prompt in subject.prompts]
         encoders.clip.check_texts(texts)
 
 
-def waiting(tasks: Sequence[Task]) -> list[Task]:
-    """The tasks that are not done, each still after those that it needs."""
-    left = [place for place, task in enumerate(tasks) if not task.is_done()]
-    new = {place: number for number, place in enumerate(left)}
-    needs = [tuple(new[need] for need in tasks[place].needs if need in new) for place in left]
-    return [tasks[place]._replace(needs=own) for place, own in zip(left, needs, strict=True)]
+def unfinished(tasks: Sequence[Task]) -> list[Task]:
+    """The tasks that are not done, each after those that it needs, with `needs` counted in the new list."""
+    places = [place for place, task in enumerate(tasks) if not task.is_done()]
+    new_place = {place: number for number, place in enumerate(places)}
+    return [
+        tasks[place]._replace(needs=tuple(new_place[need] for need in tasks[place].needs if need in new_place))
+        for place in places
+    ]
 
 
-def do(tasks: Sequence[Task], executor: str, resources: Mapping[str, float], address: str | None) -> None:
-    """Does all tasks, and reports the progress."""
+def run_tasks(tasks: Sequence[Task], executor: str, resources: Mapping[str, float], address: str | None) -> None:
+    """Runs all tasks, and reports the progress."""
     began = time.monotonic()
     total, done = sum(task.cost.total for task in tasks), {"tasks": 0, "cost": 0}
 
     def report(place: int, prefix: str) -> None:
         minutes = (time.monotonic() - began) / 60
-        left = f", about {minutes * (total - done['cost']) / done['cost']:.0f} min to go" if done["cost"] else ""
-        progress = f"{done['tasks']}/{len(tasks)} done, {minutes:.0f} min so far{left}"
+        to_go = f", about {minutes * (total - done['cost']) / done['cost']:.0f} min to go" if done["cost"] else ""
+        progress = f"{done['tasks']}/{len(tasks)} done, {minutes:.0f} min so far{to_go}"
         print(f"[{progress}] {prefix}{tasks[place].title}", flush=True)
 
     def ended(place: int) -> None:
@@ -154,17 +156,17 @@ def do(tasks: Sequence[Task], executor: str, resources: Mapping[str, float], add
 def forecast(
     study: Study, tasks: Sequence[Task], jobs: Mapping[str, Job], settings: Mapping[str, RenderSettings]
 ) -> str:
-    """What is left to do, and the time it takes here, from a few timed steps of each variant."""
+    """The unfinished tasks and the time they take on this machine, from a few timed steps of each variant."""
     timed: dict[tuple[object, ...], tuple[float, float]] = {}
-    lines, whole = [], 0.0
+    lines, total_seconds = [], 0.0
     for task in tqdm(tasks, "timing steps", leave=False):
         job, batch_size = jobs[task.variant], settings[task.variant].batch_size
-        key = (*decides_time(job), batch_size)
+        key = (*timing_key(job), batch_size)
         if key not in timed:
-            timed[key] = seconds_each(job, batch_size)
+            timed[key] = time_job(job, batch_size)
         training, drawing = timed[key]
         cost, seconds = task.cost, task.cost.steps * training + task.cost.evaluations * drawing
-        whole += seconds
+        total_seconds += seconds
         amount = f"{cost.steps} steps, {cost.evaluations} UNet evaluations"
         lines.append(f"  {task.title}: {amount}, about {seconds / 60:.1f} min")
-    return "\n".join([*lines, f"{study.name}: about {whole / 60:.0f} min in all"])
+    return "\n".join([*lines, f"{study.name}: about {total_seconds / 60:.0f} min in all"])

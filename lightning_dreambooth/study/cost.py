@@ -1,4 +1,4 @@
-"""What a study costs: training steps and UNet evaluations, and how long those take on this machine."""
+"""Cost of a study: training steps and UNet evaluations, and their time on this machine."""
 
 import time
 from collections.abc import Callable
@@ -14,16 +14,16 @@ from lightning_dreambooth.diffusion.cost import TRAINING_ROW, unet_evaluations
 from lightning_dreambooth.diffusion.requests import Request, SamplingSettings
 from lightning_dreambooth.diffusion.sampling import sample
 
-REPEATS = 3  # after a first one, which also sets things up
+REPEATS = 3  # after a first call that is not timed
 
 
 class Cost(NamedTuple):
-    """What a task takes.
+    """The cost of a task.
 
     Attributes:
         steps: Optimizer steps.
-        rows: Rows that are trained in each.
-        evaluations: UNet evaluations besides.
+        rows: Rows trained in each step.
+        evaluations: UNet evaluations for images.
     """
 
     steps: int = 0
@@ -32,12 +32,12 @@ class Cost(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Everything in UNet evaluations."""
+        """The whole cost in UNet evaluations."""
         return self.steps * self.rows * TRAINING_ROW + self.evaluations
 
 
-def cost_of_fit(job: Job) -> Cost:
-    """A fit with its measurements and sample grids."""
+def fit_cost(job: Job) -> Cost:
+    """Cost of a fit with its measurements and sample grids."""
     steps, samples, fidelity = job.trainer.max_steps, job.callbacks.samples, job.callbacks.fidelity
     probes = fidelity.measurement.probes if fidelity.measurement else []
     measured = unet_evaluations(probe.request for probe in probes) * -(-steps // fidelity.every_n_steps)
@@ -57,15 +57,15 @@ def room_for_fit(job: Job) -> int:
     return exports * job.data.files.parameters * checkpointing.dtype.itemsize
 
 
-def decides_time(job: Job) -> tuple[object, ...]:
-    """What a step's time depends on, so that equal variants are timed once."""
+def timing_key(job: Job) -> tuple[object, ...]:
+    """Everything that the time of a step depends on; variants with equal keys are timed once."""
     data, module, trainer = job.data, job.module, job.trainer
     rows = (_rows(job), trainer.accumulate_grad_batches, module.gradient_checkpointing)
     return data.files.pretrained, data.resolution_px, str(trainer.precision), module.train_text_encoder, *rows
 
 
-def seconds_each(job: Job, batch_size: int) -> tuple[float, float]:
-    """Seconds of an optimizer step and of a UNet evaluation in a batch of images, timed on the real model."""
+def time_job(job: Job, batch_size: int) -> tuple[float, float]:
+    """Seconds of an optimizer step, and of a UNet evaluation per image in a batch, timed with the job's model."""
     module, data, trainer = job.module, job.data, job.trainer
     module.setup("fit")
     module.to(trainer.strategy.root_device)

@@ -1,4 +1,4 @@
-"""Curves of a study over training steps, from what each fit measured while it trained."""
+"""Curves of a study over training steps, from the metrics of each fit while it trained."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -8,31 +8,31 @@ from lightning_dreambooth.evaluation.metrics import measured_by
 from lightning_dreambooth.study import plots
 from lightning_dreambooth.study.results import Results
 
-Rows = Mapping[int, list[Mapping[str, float]]]  # step => what the fits of a variant measured there
+Rows = Mapping[int, list[Mapping[str, float]]]  # step => the metrics of each fit of a variant
 IDENTITY = ("clip_i", "dino")
 PROMPT = "clip_t"
 
 
 def training_curves(results: Results) -> list[str]:
-    """Identity against prompt fidelity over the steps of each variant; then each metric over steps."""
+    """Identity against prompt fidelity over the steps of each variant, then each metric over steps, as SVG."""
     by_variant: dict[str, dict[int, list[Mapping[str, float]]]] = {}
     for fit in results.fits:
         for row in results.histories[fit.name]:
             by_variant.setdefault(fit.variant, {}).setdefault(int(row["step"]), []).append(row)
-    drawn = []
+    images = []
     for identity in IDENTITY:
-        courses = {variant: _course(rows, identity) for variant, rows in by_variant.items()}
-        courses = {variant: course for variant, course in courses.items() if course}
-        if courses:
-            drawn.append(plots.paths("identity against prompt, over steps", PROMPT, identity, courses))
+        paths = {variant: _path(rows, identity) for variant, rows in by_variant.items()}
+        paths = {variant: path for variant, path in paths.items() if path}
+        if paths:
+            images.append(plots.paths("identity against prompt, over steps", PROMPT, identity, paths))
     for name in _names(results):
         lines = {variant: _over_steps(name, rows) for variant, rows in by_variant.items()}
-        drawn.append(plots.curves(name, "step", {variant: line for variant, line in lines.items() if line}))
-    return drawn
+        images.append(plots.curves(name, "step", {variant: line for variant, line in lines.items() if line}))
+    return images
 
 
 def _names(results: Results) -> list[str]:
-    """The metrics that have curves, in the table's order; with another encoder, its name is added to theirs."""
+    """The metrics that have curves, in the order of METRICS, with the suffix of another encoder."""
     measured = {name for rows in results.histories.values() for row in rows for name in row}
     return [
         name
@@ -42,7 +42,7 @@ def _names(results: Results) -> list[str]:
     ]
 
 
-def _course(rows: Rows, identity: str) -> Sequence[tuple[int, float, float]]:
+def _path(rows: Rows, identity: str) -> Sequence[tuple[int, float, float]]:
     """(step, prompt, identity) of each step at which both were measured, as means over fits."""
     return [
         (step, fmean(row[PROMPT] for row in measured), fmean(row[identity] for row in measured))

@@ -1,4 +1,4 @@
-"""Where the tasks of a study are done: here, one after the other, or on a Ray cluster."""
+"""Execution of a study's tasks: here, one after the other, or on a Ray cluster."""
 
 import logging
 import os
@@ -16,22 +16,22 @@ Report = Callable[[int], None]  # receives the place of a task
 END_SECONDS = 60  # for a cancelled task to save and end
 
 
-def locally(tasks: Sequence[Task], begins: Report, ended: Report) -> None:
-    """Does one task after the other."""
+def locally(tasks: Sequence[Task], begin: Report, end: Report) -> None:
+    """Runs one task after the other; calls `begin` before and `end` after each."""
     for place, task in enumerate(tasks):
-        begins(place)
+        begin(place)
         task.do()
-        ended(place)
+        end(place)
 
 
-def on_ray(tasks: Sequence[Task], ended: Report, resources: Mapping[str, float], address: str | None) -> None:
-    """Does every task as a task of a Ray cluster, which repeats those whose worker dies; without an address, here.
+def on_ray(tasks: Sequence[Task], end: Report, resources: Mapping[str, float], address: str | None) -> None:
+    """Runs the tasks on a Ray cluster, which repeats a task whose worker dies; calls `end` after each.
 
-    All machines see this folder under the same path.
+    Without an address, a cluster starts on this machine. All machines must have this folder under the same path.
 
     Raises:
-        InputError: if Ray is not installed, no cluster answers, or it lacks what a task takes.
-        TrainingError: if a worker dies again and again.
+        InputError: if Ray is not installed, there is no cluster at the address, or it lacks the resources of a task.
+        TrainingError: if the workers of a task die repeatedly.
     """
     try:
         import ray
@@ -40,7 +40,7 @@ def on_ray(tasks: Sequence[Task], ended: Report, resources: Mapping[str, float],
     try:
         ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
     except (ConnectionError, ValueError) as error:
-        raise InputError(f"no Ray cluster answers at {address} ({error})") from error
+        raise InputError(f"there is no Ray cluster at {address} ({error})") from error
     pending: dict[Any, int] = {}
     try:
         with _as_input_or_training_error(ray), _stopped_by_signals():
@@ -53,7 +53,7 @@ def on_ray(tasks: Sequence[Task], ended: Report, resources: Mapping[str, float],
             while pending:
                 done, _ = ray.wait(list(pending), num_returns=1)
                 ray.get(done)  # raises what the task has raised
-                ended(pending.pop(done[0]))
+                end(pending.pop(done[0]))
     finally:
         for reference in pending:
             ray.cancel(reference)
@@ -80,7 +80,7 @@ def _as_input_or_training_error(ray: Any) -> Iterator[None]:
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """Ray takes the signals over, and reacts only to a KeyboardInterrupt."""
+    """Raises Stopped for a signal inside the block, by way of a KeyboardInterrupt, the only stop that Ray handles."""
     received: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
@@ -97,6 +97,6 @@ def _stopped_by_signals() -> Iterator[None]:
 
 
 def _do(folder: str, do: Callable[[], None], *needs: object) -> None:
-    """A task in a worker's process; what it needs is there once it is called."""
+    """Runs a task in a worker's process; Ray calls it when the tasks in `needs` are done."""
     os.chdir(folder)
     do()

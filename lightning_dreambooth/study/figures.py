@@ -1,4 +1,4 @@
-"""The figures of a study, as rows of images, and the hypotheses that are tested on them."""
+"""Figures of a study as rows of images, and checks of the hypotheses about them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +14,15 @@ from lightning_dreambooth.study.variants import DRAWN_BY, NAME, Variant
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row of images of one variant: all that decides it, by name, and by what it differs from the other rows."""
+class FigureRow:
+    """A row of images of one variant.
+
+    Attributes:
+        variant: Name of the variant.
+        coordinates: Everything that decides the row besides the variant's config, by name.
+        differs: The coordinates in which the rows of the figure differ.
+        seeds: Seeds of the images.
+    """
 
     variant: str
     coordinates: Mapping[str, Any]
@@ -28,19 +35,19 @@ class Row:
         prompt, *values = (self.coordinates[name] for name in DRAWN_BY)
         return [Request(prompt, seed, SamplingSettings(*values)) for seed in self.seeds]
 
-    def holds(self, side: Mapping[str, Any]) -> bool:
-        """Whether the row has all of these settings."""
+    def matches(self, side: Mapping[str, Any]) -> bool:
+        """Whether the row has all settings of one side of a hypothesis."""
         return all(name in self.coordinates and self.coordinates[name] == value for name, value in side.items())
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure as it is drawn: its rows, or the training images of its variants."""
+    """An expanded figure: its rows, or none if it shows the training images of its variants."""
 
     key: str
     spec: FigureSpec
     variants: Sequence[str]
-    rows: Sequence[Row]
+    rows: Sequence[FigureRow]
 
     @property
     def title(self) -> str:
@@ -48,8 +55,8 @@ class Figure:
         return self.spec.title or self.key
 
 
-def figure_of(key: str, spec: FigureSpec, study: StudySpec, variants: Mapping[str, Variant], path: Path) -> Figure:
-    """A figure multiplied out: a row for each combination of its lists.
+def expand_figure(key: str, spec: FigureSpec, study: StudySpec, variants: Mapping[str, Variant], path: Path) -> Figure:
+    """The spec of a figure => the figure, with a row for each combination of its lists.
 
     Raises:
         InputError: if it cannot be drawn.
@@ -65,7 +72,7 @@ def figure_of(key: str, spec: FigureSpec, study: StudySpec, variants: Mapping[st
         return Figure(key, spec, shown, [])
     if spec.prompt is None:
         raise InputError(f"{where} has no prompt; give one, or training_pictures: true")
-    axes = {name: _asked(name, spec, study.sampling) for name in ("seed", *DRAWN_BY)}
+    axes = {name: _axis_values(name, spec, study.sampling) for name in ("seed", *DRAWN_BY)}
     number = study.sampling.num_images if spec.num_images is None else spec.num_images
     if number < 1 or not shown or not all(axes.values()):
         raise InputError(f"{where} has no images: num_images and every list must hold 1 or more")
@@ -74,7 +81,7 @@ def figure_of(key: str, spec: FigureSpec, study: StudySpec, variants: Mapping[st
 
 def _rows(
     shown: Sequence[str], axes: Mapping[str, Sequence[Any]], number: int, variants: Mapping[str, Variant], where: str
-) -> list[Row]:
+) -> list[FigureRow]:
     combinations = []
     for variant, *values in product(shown, *axes.values()):
         settings = dict(zip(axes, values, strict=True))
@@ -85,24 +92,24 @@ def _rows(
             raise InputError(f"{where}: {error}") from error
         combinations.append((variant, {**variants[variant].settings, **settings}))
     names = list(dict.fromkeys(name for _, coordinates in combinations for name in coordinates))
-    several = [name for name in names if len({str(coordinates.get(name)) for _, coordinates in combinations}) > 1]
+    varying = [name for name in names if len({str(coordinates.get(name)) for _, coordinates in combinations}) > 1]
     rows = []
     for variant, coordinates in combinations:
-        differs = {name: coordinates[name] for name in several if name in coordinates}
+        differs = {name: coordinates[name] for name in varying if name in coordinates}
         seeds = range(coordinates["seed"], coordinates["seed"] + number)
-        rows.append(Row(variant, coordinates, differs, seeds))
+        rows.append(FigureRow(variant, coordinates, differs, seeds))
     return rows
 
 
-def _asked(name: str, spec: FigureSpec, sampling: Sampling) -> list[Any]:
-    """The values of an axis: what a figure says, else what the study does."""
+def _axis_values(name: str, spec: FigureSpec, sampling: Sampling) -> list[Any]:
+    """The values of an axis: those of the figure, else that of the study's sampling."""
     value = getattr(spec, name)
     value = getattr(sampling, name) if value is None else value
     return value if isinstance(value, list) else [value]
 
 
 def check_hypothesis(hypothesis: Hypothesis, figures: Mapping[str, Figure], spec: StudySpec, path: Path) -> None:
-    """Raises InputError if a hypothesis names a figure, metric or rows that are not there."""
+    """Raises InputError if a hypothesis names a figure, metric or rows that do not exist."""
     where = f"{path}: the finding {hypothesis.claim!r}"
     if hypothesis.figure not in figures:
         raise InputError(f"{where} names the figure {hypothesis.figure!r}; there are {', '.join(figures)}")
@@ -110,7 +117,7 @@ def check_hypothesis(hypothesis: Hypothesis, figures: Mapping[str, Figure], spec
         names = ", ".join(measured_by("study"))
         raise InputError(f"{where} names the metric {hypothesis.measure!r}; there are {names}")
     if hypothesis.measure == "quality" and spec.quality is None:
-        raise InputError(f"{where} is of quality, which nothing measures; give quality: {{good: ..., bad: ...}}")
+        raise InputError(f"{where} is about quality, which is not measured; give quality: {{good: ..., bad: ...}}")
     for side in (hypothesis.more, hypothesis.less):
-        if not any(row.holds(side) for row in figures[hypothesis.figure].rows):
+        if not any(row.matches(side) for row in figures[hypothesis.figure].rows):
             raise InputError(f"{where}: no row of figure {hypothesis.figure} has {side}")

@@ -1,4 +1,4 @@
-"""The fits of a study: how they are named, what is recorded of them, and how a verb runs in a process of its own."""
+"""Fits of a study: their names, their records, and verbs in separate processes."""
 
 import fcntl
 import hashlib
@@ -29,15 +29,15 @@ from lightning_dreambooth.saving.runs import RUNS
 from lightning_dreambooth.saving.states import STATES
 from lightning_dreambooth.study.variants import Variant
 
-RECORD = "study.json"  # in a run: what made it, how long that took, and whether it is finished
-SECTIONS = ("model", "data", "fidelity", "trainer")  # of a config: what decides weights and metrics
+RECORD = "study.json"  # in a run's folder: its command, its time, and whether it is finished
+SECTIONS = ("model", "data", "fidelity", "trainer")  # sections of a config that decide weights and metrics
 LIBRARIES = (
     "lightning_dreambooth", "torch", "pytorch-lightning", "diffusers", "transformers", "open-clip-torch", "timm",
 )  # fmt: skip
 
 
 class Fit(NamedTuple):
-    """A fit of a variant with a seed; its name says all that decides it."""
+    """A fit of a variant with a seed; its name holds a digest of everything that decides it."""
 
     variant: str
     seed: int
@@ -51,22 +51,22 @@ class Fit(NamedTuple):
 
     @property
     def command(self) -> str:
-        """The fit as somebody would type it, under a name of its own."""
+        """The command of an equal fit outside of the study."""
         return f"{PROG} fit {shlex.join(self.argv)}"
 
     @property
     def export(self) -> Path:
-        """The pipeline of the last step."""
+        """Folder of the export of the last step."""
         return max((self.folder / EXPORTS).glob("step-*"))
 
     @property
     def record(self) -> dict[str, Any]:
-        """What is recorded of the run; empty before it has begun."""
+        """The record of the run; empty before it starts."""
         return read_record(self.folder)
 
 
 def read_record(run: Path) -> dict[str, Any]:
-    """What a study has recorded of a run."""
+    """The record of a run; empty without one."""
     file = run / RECORD
     return read_json(file) if file.is_file() else {}
 
@@ -77,14 +77,14 @@ def finished(run: Path) -> bool:
 
 
 def digest(values: Any) -> str:
-    """Plain values => 8 hex digits that name them."""
+    """Digest of plain values, 8 hex digits."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
-def fit_of(study: str, variant: Variant, seed: int, job: Job) -> Fit:
+def build_fit(study: str, variant: Variant, seed: int, job: Job) -> Fit:
     """A fit, named by its variant, its seed and a digest of config, base model, concepts and their images."""
     decided_by: dict[str, Any] = {section: dict(job.config[section]) for section in SECTIONS}
-    del decided_by["model"]["seed"]  # the fit's own, which the name says
+    del decided_by["model"]["seed"]  # part of the name already
     decided_by |= {
         "dtype": job.config["checkpoint"]["dtype"],
         "base": job.data.files.fingerprint,
@@ -96,18 +96,18 @@ def fit_of(study: str, variant: Variant, seed: int, job: Job) -> Fit:
 
 
 def run_verb(verb: str, argv: Sequence[str], lock: int) -> None:
-    """Runs a verb in a process of its own, which holds a lock (a file descriptor) for as long as it lives.
+    """Runs a verb in a separate process, which inherits a lock (a file descriptor) and holds it while it lives.
 
     Raises:
-        InputError: if it ends with wrong input, which its own line has explained.
+        InputError: if it ends with wrong input, which it has printed.
         TrainingError: if it fails.
     """
     command = [sys.executable, "-m", "lightning_dreambooth", verb, *argv]
-    # In a session of its own, so that a signal from the terminal reaches it once, through this process.
+    # In a separate session, so that a signal from the terminal reaches it once, through this process.
     process = subprocess.Popen(command, start_new_session=True, pass_fds=[lock])
     try:
         while process.poll() is None:
-            time.sleep(0.1)  # not wait(), which nothing that Ray does to a task would interrupt
+            time.sleep(0.1)  # not wait(), which Ray cannot interrupt when it cancels a task
     except BaseException:
         process.send_signal(signal.SIGTERM)
         process.wait()
@@ -137,7 +137,7 @@ def locked(run: Path) -> Iterator[int]:
 
 
 def run_and_record(run: Path, verb: str, argv: Sequence[str]) -> None:
-    """Runs a verb that writes to a folder, unless it has finished before, and records what it took.
+    """Runs a verb that writes to a folder, unless it has finished before, and records its command and its time.
 
     The states of a fit are removed when it has finished.
     """
@@ -162,7 +162,7 @@ def do_fit(fit: Fit) -> None:
 
 
 def benchmark_folder(fit: Fit, job: Job, subject: Subject) -> Path:
-    """Folder of the paper's protocol for a fit, named by all that decides it."""
+    """Folder of the paper's protocol for a fit, named by everything that decides it."""
     decided_by = [job.config["benchmark"], subject.prompts, [sha256(path) for path in subject.images]]
     return RUNS / f"{fit.name}-test-{digest(decided_by)}"
 

@@ -1,4 +1,4 @@
-"""Images of a study => metrics: a row per image, a cell per row and fit, intervals over fits, and verdicts."""
+"""Metrics of a study's images, and verdicts on its hypotheses."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,8 +15,8 @@ from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.evaluation import metrics
 from lightning_dreambooth.evaluation.encoders import Encoder, Encoders
 from lightning_dreambooth.evaluation.intervals import Interval, student_interval
-from lightning_dreambooth.evaluation.prompts import concept_of, strip_identifier
-from lightning_dreambooth.study.figures import Figure, Row
+from lightning_dreambooth.evaluation.prompts import shown_concept, strip_identifier
+from lightning_dreambooth.study.figures import Figure, FigureRow
 from lightning_dreambooth.study.spec import Hypothesis, Quality
 
 ROLES = {"clip": "clip_i", "dino": "dino"}  # the identity metric of each encoder
@@ -25,11 +25,11 @@ Cell = dict[str, float]  # metric => mean over the images of a row of one fit
 
 
 class CachedEncoders:
-    """The encoders of `fidelity`, which embed each file once.
+    """The encoders of `fidelity`, with a cache so that each file is embedded once.
 
     Args:
         encoders: CLIP measures prompts, identity and quality; DINO identity.
-        device: Where encoders run.
+        device: Device on which encoders run.
         quality: Two opposite texts; None measures no quality.
     """
 
@@ -47,7 +47,7 @@ class CachedEncoders:
         return torch.stack([cache[path] for path in paths])
 
     def measure(self, paths: Sequence[Path], instances: Sequence[Path], text: str) -> tuple[list[Cell], Cell]:
-        """Images of one prompt => metrics of each, and the diversity of all."""
+        """Images of one prompt => metrics of each image, and the diversity of all as a cell of its own."""
         rows: list[Cell] = [{} for _ in paths]
         for name in self.encoders:
             cosines = metrics.cosines(self.embeddings(name, paths), self.embeddings(name, instances))
@@ -78,17 +78,17 @@ def measurable(encoders: Encoders, quality: Quality | None) -> set[str]:
     return names if quality else names - {"quality"}
 
 
-def instance_paths(row: Row, data: DreamBoothData) -> list[Path]:
-    """Instance images of the concept that a row's prompt shows, of the first one if it shows none."""
+def instance_paths(row: FigureRow, data: DreamBoothData) -> list[Path]:
+    """Instance images of the concept that a row's prompt shows; of the first concept if it shows none."""
     try:
-        shown = concept_of(row.coordinates["prompt"], data.concepts)
+        shown = shown_concept(row.coordinates["prompt"], data.concepts)
     except InputError:
         shown = 0
     return [image.path for image in instance_images(data.concepts[shown])[0]]
 
 
-def text_of(row: Row, data: DreamBoothData) -> str:
-    """What a row's images should show, in words that an encoder knows."""
+def row_text(row: FigureRow, data: DreamBoothData) -> str:
+    """The text that a row's images should show: its prompt without identifiers."""
     prompt = str(row.coordinates["prompt"])
     for concept in data.concepts:
         prompt = strip_identifier(prompt, concept.identifier)
@@ -97,15 +97,24 @@ def text_of(row: Row, data: DreamBoothData) -> str:
 
 def per_seed(cells: Iterable[tuple[int, Cell]], metric: str) -> dict[int, float]:
     """Cells with the seed of their fit => the mean of a metric for each seed."""
-    values: dict[int, list[float]] = {}
+    by_seed: dict[int, list[float]] = {}
     for seed, cell in cells:
         if metric in cell:
-            values.setdefault(seed, []).append(cell[metric])
-    return {seed: fmean(own) for seed, own in values.items()}
+            by_seed.setdefault(seed, []).append(cell[metric])
+    return {seed: fmean(values) for seed, values in by_seed.items()}
 
 
 class Verdict(NamedTuple):
-    """Whether a hypothesis holds: the difference of its two sides, fits of the same seed compared with each other."""
+    """Whether a hypothesis holds.
+
+    Attributes:
+        hypothesis: The hypothesis.
+        difference: Mean difference of the two sides, fits of the same seed compared with each other.
+        by_fit: The difference for each seed.
+        more: Mean of the side that should be higher.
+        less: Mean of the other side.
+        verdict: The result in words.
+    """
 
     hypothesis: Hypothesis
     difference: Interval
@@ -116,10 +125,16 @@ class Verdict(NamedTuple):
 
 
 def decide(hypothesis: Hypothesis, figure: Figure, cells: Mapping[tuple[int, int], Cell]) -> Verdict | None:
-    """The verdict, None if no encoder measures the metric; `cells` are by place of row and seed of fit."""
+    """The verdict on a hypothesis; None if no encoder measures its metric.
+
+    Args:
+        hypothesis: The hypothesis.
+        figure: Its figure.
+        cells: Metrics of the figure, by number of the row and seed of the fit.
+    """
     more, less = (
         per_seed(
-            ((seed, cell) for (place, seed), cell in cells.items() if figure.rows[place].holds(side)),
+            ((seed, cell) for (place, seed), cell in cells.items() if figure.rows[place].matches(side)),
             hypothesis.measure,
         )
         for side in (hypothesis.more, hypothesis.less)

@@ -1,4 +1,4 @@
-"""The report of a study: one HTML file that opens from disk, with every image and curve in it."""
+"""Report of a study: one HTML file with every image and curve in it."""
 
 import base64
 import io
@@ -21,33 +21,33 @@ from lightning_dreambooth.study.figures import Figure
 from lightning_dreambooth.study.reading import Study
 from lightning_dreambooth.study.results import Place, Results, row_intervals
 
-SHOWN_PX = 256  # larger images are shown so wide, to keep the file small
+SHOWN_PX = 256  # larger images are reduced to this side, to keep the file small
 MAX_SHOWN = 48  # training images shown of a variant
 
 
 def image(path: Path) -> str:
-    """An image file => an address that an `img` shows without a file."""
-    picture = read_image(path)
-    picture.thumbnail((SHOWN_PX, SHOWN_PX))
+    """An image file => a data URL."""
+    thumbnail = read_image(path)
+    thumbnail.thumbnail((SHOWN_PX, SHOWN_PX))
     file = io.BytesIO()
-    picture.save(file, format="WEBP", quality=90)
+    thumbnail.save(file, format="WEBP", quality=90)
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def number(value: Interval | None) -> str:
-    """A mean with half of its interval."""
+    """A mean, with half of its interval if there is one; empty for None."""
     if value is None:
         return ""
     return f"{value.mean:.3f}" if value.low is None else f"{value.mean:.3f} ± {value.mean - value.low:.3f}"
 
 
 def label(settings: Mapping[str, Any]) -> str:
-    """Settings in words."""
+    """Settings as text, such as `steps 24, guidance scale 4`."""
     return ", ".join(f"{key.replace('_', ' ')} {value if value != '' else 'none'}" for key, value in settings.items())
 
 
-def shared(figure: Figure) -> dict[str, Any]:
-    """The settings that all rows of a figure have in common."""
+def shared_settings(figure: Figure) -> dict[str, Any]:
+    """The settings that all rows of a figure share."""
     if not figure.rows:
         return {}
     first = figure.rows[0]
@@ -55,11 +55,12 @@ def shared(figure: Figure) -> dict[str, Any]:
 
 
 def figure_block(figure: Figure, results: Results, jobs: Mapping[str, Job], seeds: Sequence[int]) -> dict[str, Any]:
-    """What the template shows of a figure."""
-    block = {"key": figure.key, "title": figure.title, "note": figure.spec.note, "settings": label(shared(figure))}
+    """A figure as values of the template."""
+    settings = label(shared_settings(figure))
+    block = {"key": figure.key, "title": figure.title, "note": figure.spec.note, "settings": settings}
     if figure.spec.training_pictures:
         rows = [
-            {"label": name, "strips": [("", [image(one.path) for one in trained_on(jobs[name])[:MAX_SHOWN]])]}
+            {"label": name, "strips": [("", [image(shown.path) for shown in training_images(jobs[name])[:MAX_SHOWN]])]}
             for name in figure.variants
         ]
         return block | {"rows": rows, "measures": [], "curves": []}
@@ -73,22 +74,22 @@ def figure_block(figure: Figure, results: Results, jobs: Mapping[str, Job], seed
     return block | {"rows": rows, "measures": names, "curves": figure_curves(figure, cells, names)}
 
 
-def trained_on(job: Job) -> list[TrainingImage]:
+def training_images(job: Job) -> list[TrainingImage]:
     """The instance images of a variant."""
     return [image for concept in job.data.images(training=False) for image in concept.instances]
 
 
 def figure_curves(figure: Figure, cells: Mapping[Place, Any], names: Sequence[str]) -> list[str]:
-    """Each metric over each number in which the rows of a figure differ, a line for each of the other settings."""
-    drawn = []
+    """Each metric over each numeric setting in which rows differ, as SVG; a line per combination of other settings."""
+    images = []
     for axis in figure.rows[0].differs:
         values = [row.differs.get(axis) for row in figure.rows]
         if axis == "seed" or not all(type(value) in (int, float) for value in values):
             continue
         for name in names:
             if lines := _lines(figure, cells, axis, name):
-                drawn.append(plots.curves(name, axis.replace("_", " "), lines))
-    return drawn
+                images.append(plots.curves(name, axis.replace("_", " "), lines))
+    return images
 
 
 def _lines(figure: Figure, cells: Mapping[Place, Any], axis: str, name: str) -> dict[str, list[tuple[float, Interval]]]:

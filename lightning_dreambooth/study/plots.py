@@ -22,7 +22,7 @@ Curve = Sequence[tuple[float, Interval]]  # x and y
 
 
 def svg(canvas: Canvas) -> str:
-    """A figure => an address that an `img` shows without a file."""
+    """A plot => a data URL of an SVG."""
     file = io.BytesIO()
     canvas.savefig(file, format="svg", metadata={"Date": None})
     return f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"
@@ -43,12 +43,12 @@ def curves(title: str, x_label: str, lines: Mapping[str, Curve]) -> str:
 
 
 def paths(title: str, x_label: str, y_label: str, lines: Mapping[str, Sequence[tuple[int, float, float]]]) -> str:
-    """Courses of training in the plane of two metrics: (step, x, y), the last step marked with its number."""
+    """Paths of (step, x, y) in the plane of two metrics, one colour each; the last step is marked with its number."""
     canvas = Canvas(figsize=INCHES, layout="constrained")
     axes = canvas.subplots()
-    for name, course in lines.items():
-        (line,) = axes.plot([x for _, x, _ in course], [y for _, _, y in course], marker="o", markersize=3, label=name)
-        step, x, y = course[-1]
+    for name, path in lines.items():
+        (line,) = axes.plot([x for _, x, _ in path], [y for _, _, y in path], marker="o", markersize=3, label=name)
+        step, x, y = path[-1]
         axes.annotate(str(step), (x, y), textcoords="offset points", xytext=(4, 3), fontsize=7, color=line.get_color())
     return _finish(canvas, axes, title, x_label, y_label, lines)
 

@@ -1,4 +1,4 @@
-"""A study file => its variants, figures and hypotheses, checked and multiplied out."""
+"""Reading of a study file: variants, figures and hypotheses, checked and expanded."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -11,16 +11,16 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from lightning_dreambooth.data.images import read_text
 from lightning_dreambooth.errors import InputError
-from lightning_dreambooth.study.figures import Figure, check_hypothesis, figure_of
+from lightning_dreambooth.study.figures import Figure, check_hypothesis, expand_figure
 from lightning_dreambooth.study.spec import StudySpec
-from lightning_dreambooth.study.variants import NAME, Variant, variants_of
+from lightning_dreambooth.study.variants import NAME, Variant, expand_variants
 
 EXTENDS = "extends"
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study file, checked and multiplied out."""
+    """A study file, checked, with its variants and figures expanded."""
 
     name: str
     spec: StudySpec
@@ -29,10 +29,10 @@ class Study:
 
 
 def read_study(path: Path) -> Study:
-    """A study file => what is to be done.
+    """A study file => the study.
 
     Raises:
-        InputError: if it is not a study, or names what is not there.
+        InputError: if it is not a study, or names a file, variant, figure or metric that does not exist.
     """
     content = _content(path, [])
     if not NAME.fullmatch(path.stem):
@@ -47,17 +47,17 @@ def read_study(path: Path) -> Study:
     spec = replace(spec, **{name: content[name] for name in ("overrides", "variants", "grid") if name in content})
     _check_values(spec, path)
     variants: dict[str, Variant] = {}
-    for variant in variants_of(spec, path):
+    for variant in expand_variants(spec, path):
         if variants.setdefault(variant.name, variant) is not variant:
             raise InputError(f"{path}: two variants are called {variant.name}; give them names that differ")
-    figures = {key: figure_of(key, figure, spec, variants, path) for key, figure in spec.figures.items()}
+    figures = {key: expand_figure(key, figure, spec, variants, path) for key, figure in spec.figures.items()}
     for hypothesis in spec.findings:
         check_hypothesis(hypothesis, figures, spec, path)
     return Study(path.stem, spec, variants, figures)
 
 
 def _content(path: Path, extending: list[Path]) -> dict[str, Any]:
-    """A file's mapping, upon that of the file it extends."""
+    """The mapping in a file, merged over that of the file it extends."""
     if not path.is_file():
         raise InputError(f"{path} is not a file; give a study such as those in configs/studies")
     if path.resolve() in extending:

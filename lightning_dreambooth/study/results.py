@@ -1,4 +1,4 @@
-"""What a study has found: measured, and written as tables."""
+"""Results of a study: measured images, verdicts, and tables."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from lightning_dreambooth.evaluation.intervals import Interval, bootstrap_interv
 from lightning_dreambooth.evaluation.metrics import measured_by
 from lightning_dreambooth.evaluation.paper_protocol import COLUMNS, PUBLISHED
 from lightning_dreambooth.evaluation.tables import read_csv, read_json, write_csv
-from lightning_dreambooth.study.figures import Figure, Row
+from lightning_dreambooth.study.figures import Figure, FigureRow
 from lightning_dreambooth.study.fits import Fit, benchmark_folder
 from lightning_dreambooth.study.measuring import (
     CachedEncoders,
@@ -22,12 +22,12 @@ from lightning_dreambooth.study.measuring import (
     decide,
     instance_paths,
     per_seed,
-    text_of,
+    row_text,
 )
 from lightning_dreambooth.study.reading import Study
-from lightning_dreambooth.study.tasks import RenderSettings, images_of, subject_of
+from lightning_dreambooth.study.tasks import RenderSettings, dreambench_subject, image_paths
 
-Place = tuple[int, int]  # of a row in its figure, and the seed of the fit that drew it
+Place = tuple[int, int]  # number of a row in its figure, and seed of the fit that drew it
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Results:
 
     Attributes:
         fits: The fits.
-        histories: What each fit measured while it trained, by name.
+        histories: Metrics that each fit measured while it trained, by name of the fit.
         files: The images of each figure, by place.
-        cells: Their metrics, by place.
+        cells: The metrics of these images, by place.
         images: A row per image.
-        verdicts: What became of the hypotheses.
-        tests: The paper's protocol for each fit of a dreambench study.
+        verdicts: The verdicts on the hypotheses.
+        tests: The paper's metrics of each fit of a dreambench study, by name of the fit.
     """
 
     fits: Sequence[Fit]
@@ -53,38 +53,49 @@ class Results:
     tests: Mapping[str, Mapping[str, Any]]
 
 
-class Drawn(NamedTuple):
-    """The images of one row of a figure, drawn by one fit, with their metrics."""
+class MeasuredRow(NamedTuple):
+    """The images of one row of a figure, drawn by one fit, with their metrics.
+
+    Attributes:
+        figure: Key of the figure.
+        place: Number of the row and seed of the fit.
+        files: The images.
+        cell: Metrics of the row.
+        images: For each image, a row of the table of images.
+    """
 
     figure: str
     place: Place
     files: list[Path]
     cell: Cell
-    rows: list[dict[str, Any]]
+    images: list[dict[str, Any]]
 
 
 def gather(
     study: Study, jobs: Mapping[str, Job], fits: Sequence[Fit], settings: Mapping[str, RenderSettings]
 ) -> Results:
-    """Measures what has been drawn, and reads what has been fitted and tested."""
-    drawn = list(_measured(study, jobs, fits, settings))
+    """Measures the images of all figures, and reads the metrics of all fits and tests."""
+    rows = list(_measured(study, jobs, fits, settings))
     keys = list(study.figures)
-    files = {key: {one.place: one.files for one in drawn if one.figure == key} for key in keys}
-    cells = {key: {one.place: one.cell for one in drawn if one.figure == key} for key in keys}
-    verdicts = [decide(one, study.figures[one.figure], cells[one.figure]) for one in study.spec.findings]
+    files = {key: {row.place: row.files for row in rows if row.figure == key} for key in keys}
+    cells = {key: {row.place: row.cell for row in rows if row.figure == key} for key in keys}
+    verdicts = [
+        decide(hypothesis, study.figures[hypothesis.figure], cells[hypothesis.figure])
+        for hypothesis in study.spec.findings
+    ]
     tests = {
         fit.name: read_json(benchmark_folder(fit, jobs[fit.variant], subject) / "summary.json")
-        for fit in fits if (subject := subject_of(study, fit))
+        for fit in fits if (subject := dreambench_subject(study, fit))
     }  # fmt: skip
     return Results(
         fits, {fit.name: read_csv(fit.folder / TABLE) for fit in fits}, files, cells,
-        [row for one in drawn for row in one.rows], [verdict for verdict in verdicts if verdict], tests,
+        [image for row in rows for image in row.images], [verdict for verdict in verdicts if verdict], tests,
     )  # fmt: skip
 
 
 def _measured(
     study: Study, jobs: Mapping[str, Job], fits: Sequence[Fit], settings: Mapping[str, RenderSettings]
-) -> Iterator[Drawn]:
+) -> Iterator[MeasuredRow]:
     """Every row of every figure, by each fit of its variant."""
     cached: dict[Encoders, CachedEncoders] = {}  # so that each image is embedded once
     for figure in study.figures.values():
@@ -93,18 +104,18 @@ def _measured(
             encoders, device = job.callbacks.fidelity.encoders, job.trainer.strategy.root_device
             cached.setdefault(encoders, CachedEncoders(encoders, device, study.spec.quality))
             instances = instance_paths(row, jobs[figure.spec.references or row.variant].data)
-            text = text_of(row, job.data)
+            text = row_text(row, job.data)
             for fit in fits:
                 if fit.variant == row.variant:
-                    files = images_of(fit, row.requests, settings[row.variant])
-                    each, together = cached[encoders].measure(files, instances, text)
-                    cell = {name: fmean(one[name] for one in each) for name in each[0]} | together
-                    rows = _image_rows(figure, row, fit, text, list(zip(files, each, strict=True)))
-                    yield Drawn(figure.key, (number, fit.seed), files, cell, rows)
+                    files = image_paths(fit, row.requests, settings[row.variant])
+                    by_image, diversity = cached[encoders].measure(files, instances, text)
+                    cell = {name: fmean(metrics[name] for metrics in by_image) for name in by_image[0]} | diversity
+                    images = _image_rows(figure, row, fit, text, list(zip(files, by_image, strict=True)))
+                    yield MeasuredRow(figure.key, (number, fit.seed), files, cell, images)
 
 
 def _image_rows(
-    figure: Figure, row: Row, fit: Fit, text: str, measured: Sequence[tuple[Path, Cell]]
+    figure: Figure, row: FigureRow, fit: Fit, text: str, measured: Sequence[tuple[Path, Cell]]
 ) -> list[dict[str, Any]]:
     made_by = {"figure": figure.key, **row.coordinates, "variant": row.variant, "fit_seed": fit.seed}
     return [
@@ -115,13 +126,13 @@ def _image_rows(
 
 def row_intervals(cells: Mapping[Place, Cell], number: int) -> dict[str, Interval]:
     """The metrics of a row, with intervals over fits."""
-    own = [(seed, cell) for (row, seed), cell in cells.items() if row == number]
-    values = {metric: per_seed(own, metric) for metric in measured_by("study")}
+    row_cells = [(seed, cell) for (row, seed), cell in cells.items() if row == number]
+    values = {metric: per_seed(row_cells, metric) for metric in measured_by("study")}
     return {metric: student_interval(list(by_seed.values())) for metric, by_seed in values.items() if by_seed}
 
 
-def columns_of(name: str, value: Interval) -> dict[str, float | None]:
-    """A metric as three columns of a table."""
+def interval_columns(name: str, value: Interval) -> dict[str, float | None]:
+    """An interval as three columns of a table: mean, low and high."""
     return {name: value.mean, f"{name}_low": value.low, f"{name}_high": value.high}
 
 
@@ -130,9 +141,11 @@ def figure_table(figure: Figure, cells: Mapping[Place, Cell]) -> list[dict[str, 
     rows = []
     for number, row in enumerate(figure.rows):
         intervals = row_intervals(cells, number)
-        columns = {key: value for name, of in intervals.items() for key, value in columns_of(name, of).items()}
-        settings = {"figure": figure.key, **row.coordinates, "variant": row.variant, "images": len(row.seeds)}
-        rows.append(settings | columns)
+        columns: dict[str, Any] = {"figure": figure.key, **row.coordinates, "variant": row.variant}
+        columns["images"] = len(row.seeds)
+        for name, interval in intervals.items():
+            columns |= interval_columns(name, interval)
+        rows.append(columns)
     return rows
 
 
@@ -150,13 +163,13 @@ def verdicts_table(results: Results) -> list[dict[str, Any]]:
     return [
         {"claim": verdict.hypothesis.claim, "verdict": verdict.verdict, "measure": verdict.hypothesis.measure,
          "figure": verdict.hypothesis.figure, "more": verdict.more, "less": verdict.less,
-         **columns_of("difference", verdict.difference)}
+         **interval_columns("difference", verdict.difference)}
         for verdict in results.verdicts
     ]  # fmt: skip
 
 
 def benchmark_table(results: Results) -> list[dict[str, Any]]:
-    """A row for each tested fit, their mean with intervals over subjects, and the published numbers."""
+    """A row for each tested fit, their mean with intervals over subjects, and the published values."""
     rows: list[dict[str, Any]] = []
     for fit in results.fits:
         if summary := results.tests.get(fit.name):
@@ -170,7 +183,7 @@ def benchmark_table(results: Results) -> list[dict[str, Any]]:
             if name in row:
                 by_subject.setdefault(row[""], []).append(row[name])
         if by_subject:
-            interval = columns_of(name, bootstrap_interval([fmean(values) for values in by_subject.values()]))
+            interval = interval_columns(name, bootstrap_interval([fmean(values) for values in by_subject.values()]))
             mean |= {column: value for column, value in interval.items() if value is not None}
     return [*rows, mean, *({"": f"published: {method}"} | values for method, values in PUBLISHED.items())]
 

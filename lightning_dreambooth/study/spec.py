@@ -1,4 +1,4 @@
-"""What can be written in a study file. Plain values, no torch."""
+"""Keys of a study file. Plain values, no torch."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +8,7 @@ from lightning_dreambooth.diffusion.requests import Sampler
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the images of all figures are drawn, unless a figure says otherwise.
+    """How the images of all figures are drawn; figures can override it.
 
     Args:
         num_images: Images in a row of a figure.
@@ -31,15 +31,15 @@ class Sampling:
 
 @dataclass(frozen=True)
 class FigureSpec:
-    """One figure: a row of images for each combination of what is given as a list.
+    """One figure: a row of images for each combination of the values that are lists.
 
     Args:
         title: Heading in the report; null takes the figure's key.
-        note: What to look at, or what another study saw.
+        note: Text under the heading, such as what to look at, or what another study found.
         variants: Names of variants; null shows all.
-        training_pictures: Show what was trained on in place of samples.
-        prompt: What is drawn.
-        negative_prompt: Prompt that guidance leads away from; null as in `sampling`, like the following.
+        training_pictures: Whether training images are shown in place of samples.
+        prompt: Prompt that is drawn.
+        negative_prompt: Prompt that guidance leads away from; null takes that of `sampling`, as do the next five.
         steps: Sampling steps.
         guidance_scale: Classifier-free guidance scale.
         sampler: ddim, dpm++ or euler.
@@ -72,7 +72,7 @@ class Hypothesis:
         measure: Name of the metric, one that a study measures: clip_i, dino, clip_t, quality or div.
         more: Settings of the rows where the metric should be higher, such as `{variant: b}`.
         less: Settings of the other rows.
-        why: Why the result is as it is, for the report, which says that this is the study's note.
+        why: Explanation of the result; the report marks it as the study's own note.
     """
 
     claim: str
@@ -118,18 +118,18 @@ class StudySpec:
     Args:
         config: Config of `fit` that every variant starts from; `{variant}` stands for the variant's name.
         title: Heading of the report; null takes the file's name.
-        note: What the study is about.
+        note: Introduction of the report.
         overrides: Values of `fit`, by dotted name, for all variants; `config`, as in `variants` and `grid`, is a
             further file that is read after the one above.
         variants: Values of `fit`, by dotted name, for each variant by its name.
-        grid: Lists of values of `fit`, by dotted name; every combination is a variant, of each of `variants`.
-        seeds: A fit of each variant for each of these seeds.
+        grid: Lists of values of `fit`, by dotted name; each of `variants` is multiplied by every combination.
+        seeds: Seeds; each variant has a fit with each of them.
         sampling: How images are drawn.
         quality: Two opposite texts that measure the quality of images; null measures none.
         figures: Figures by key.
         findings: Claims to test.
         dreambench: A dataset of which every subject is fitted and tested.
-        resources: What a task of the study takes on a Ray cluster, such as `{num_cpus: 4, num_gpus: 1}`.
+        resources: Resources of a task on a Ray cluster, such as `{num_cpus: 4, num_gpus: 1}`.
     """
 
     config: str

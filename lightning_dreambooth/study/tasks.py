@@ -1,4 +1,4 @@
-"""The tasks of a study: class images, fits, images of figures and tests. Each knows whether it is done."""
+"""Tasks of a study in their order: class images, fits, images of figures, and tests."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
@@ -16,21 +16,21 @@ from lightning_dreambooth.diffusion.requests import Request, requests_for
 from lightning_dreambooth.evaluation.dreambench import Subject, read_subject
 from lightning_dreambooth.models.model_files import ModelFiles
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
-from lightning_dreambooth.study.cost import Cost, cost_of_fit
+from lightning_dreambooth.study.cost import Cost, fit_cost
 from lightning_dreambooth.study.fits import Fit, benchmark_folder, do_fit, do_test, finished
 from lightning_dreambooth.study.reading import Study
 
 
 class Task(NamedTuple):
-    """A piece of a study that one process does by itself.
+    """A part of a study that one process does.
 
     Attributes:
-        title: What is done.
-        variant: Name of the variant that it belongs to.
-        cost: What it takes.
-        do: Does it, or what is missing of it.
-        is_done: Whether nothing is missing.
-        needs: Places of the tasks that come before.
+        title: Its title in the progress.
+        variant: Name of its variant.
+        cost: Its cost.
+        do: Does the task, or what is left of it.
+        is_done: Returns whether nothing is left of it.
+        needs: Places of the tasks that must be done before.
     """
 
     title: str
@@ -42,7 +42,7 @@ class Task(NamedTuple):
 
 
 class RenderSettings(NamedTuple):
-    """How the images of a variant's figures are drawn, besides what a request says, and where they are stored."""
+    """How the images of a variant's figures are drawn, besides their requests, and where they are stored."""
 
     resolution_px: int
     precision: str
@@ -51,24 +51,24 @@ class RenderSettings(NamedTuple):
     folder: str
 
     def store(self, files: ModelFiles) -> ImageStore:
-        """The images of a model."""
+        """The image store of a model."""
         return ImageStore(Path(self.folder), files.fingerprint, self.resolution_px, self.precision, self.batch_size)
 
 
-def requests_of(study: Study, variant: str) -> list[Request]:
-    """What a fit of a variant draws, for all figures."""
+def variant_requests(study: Study, variant: str) -> list[Request]:
+    """The images that each fit of a variant draws for all figures, without repetitions."""
     rows = [row for figure in study.figures.values() for row in figure.rows if row.variant == variant]
     return list(dict.fromkeys(request for row in rows for request in row.requests))
 
 
-def images_of(fit: Fit, requests: Sequence[Request], settings: RenderSettings) -> list[Path]:
-    """Where the images of a fit lie."""
+def image_paths(fit: Fit, requests: Sequence[Request], settings: RenderSettings) -> list[Path]:
+    """Paths of the images of a fit, drawn or not."""
     store = settings.store(ModelFiles(str(fit.export)))
     return [store.path(request) for request in requests]
 
 
 def draw_images(fit: Fit, requests: Sequence[Request], settings: RenderSettings) -> None:
-    """Draws what is missing of a fit's images."""
+    """Draws the missing images of a fit."""
     trainer = pl.Trainer(
         accelerator=settings.accelerator, devices=1, precision=settings.precision, logger=False,  # type: ignore[arg-type]
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
@@ -78,12 +78,12 @@ def draw_images(fit: Fit, requests: Sequence[Request], settings: RenderSettings)
     with trainer.precision_plugin.forward_context():
         settings.store(files).fill(requests, load, "images of the figures")
     load.cache_clear()
-    torch.cuda.empty_cache()  # fits in processes of their own follow
+    torch.cuda.empty_cache()  # for the fits that follow in separate processes
 
 
 def are_drawn(fit: Fit, requests: Sequence[Request], settings: RenderSettings) -> bool:
-    """Whether the images of a fit are there."""
-    return finished(fit.folder) and all(path.is_file() for path in images_of(fit, requests, settings))
+    """Whether a fit is finished and all its images are drawn."""
+    return finished(fit.folder) and all(path.is_file() for path in image_paths(fit, requests, settings))
 
 
 def draw_class_images(argv: Sequence[str]) -> None:
@@ -96,8 +96,8 @@ def draw_class_images(argv: Sequence[str]) -> None:
     torch.cuda.empty_cache()
 
 
-def subject_of(study: Study, fit: Fit) -> Subject | None:
-    """The subject of a dreambench study that a fit has learned."""
+def dreambench_subject(study: Study, fit: Fit) -> Subject | None:
+    """The subject of a fit in a dreambench study; None in other studies."""
     return None if study.spec.dreambench is None else read_subject(Path(study.spec.dreambench.folder), fit.variant)
 
 
@@ -110,12 +110,12 @@ def plan(
         job = jobs[fit.variant]
         needs = tuple(places[folder] for folder in class_folders(job))
         do, is_done = partial(do_fit, fit), partial(finished, fit.folder)
-        tasks.append(Task(f"fit {_title(fit)}", fit.variant, cost_of_fit(job), do, is_done, needs))
-        fitted = len(tasks) - 1
-        if requests := requests_of(study, fit.variant):
-            tasks.append(_drawing_task(fit, requests, settings[fit.variant], fitted))
-        if (subject := subject_of(study, fit)) and study.spec.dreambench:
-            tasks.append(_test_task(fit, job, subject, study.spec.dreambench.folder, fitted))
+        tasks.append(Task(f"fit {_title(fit)}", fit.variant, fit_cost(job), do, is_done, needs))
+        fit_place = len(tasks) - 1
+        if requests := variant_requests(study, fit.variant):
+            tasks.append(_drawing_task(fit, requests, settings[fit.variant], fit_place))
+        if (subject := dreambench_subject(study, fit)) and study.spec.dreambench:
+            tasks.append(_test_task(fit, job, subject, study.spec.dreambench.folder, fit_place))
     return tasks
 
 
@@ -123,23 +123,23 @@ def _title(fit: Fit) -> str:
     return f"{fit.variant}, seed {fit.seed}"
 
 
-def _drawing_task(fit: Fit, requests: Sequence[Request], settings: RenderSettings, fitted: int) -> Task:
-    drawn, cost = (fit, requests, settings), Cost(evaluations=unet_evaluations(requests))
-    do, is_done = partial(draw_images, *drawn), partial(are_drawn, *drawn)
-    return Task(f"draw {_title(fit)}", fit.variant, cost, do, is_done, (fitted,))
+def _drawing_task(fit: Fit, requests: Sequence[Request], settings: RenderSettings, fit_place: int) -> Task:
+    images, cost = (fit, requests, settings), Cost(evaluations=unet_evaluations(requests))
+    do, is_done = partial(draw_images, *images), partial(are_drawn, *images)
+    return Task(f"draw {_title(fit)}", fit.variant, cost, do, is_done, (fit_place,))
 
 
-def _test_task(fit: Fit, job: Job, subject: Subject, folder: str, fitted: int) -> Task:
+def _test_task(fit: Fit, job: Job, subject: Subject, folder: str, fit_place: int) -> Task:
     run, benchmark = benchmark_folder(fit, job, subject), job.callbacks.benchmark
     argv = [f"--benchmark.folder={folder}", f"--benchmark.subject={subject.name}"]
     requests = requests_for(subject.prompts, benchmark.seeds, benchmark.settings)
     cost = Cost(evaluations=unet_evaluations(requests))
     do, is_done = partial(do_test, fit, run, argv), partial(finished, run)
-    return Task(f"test {_title(fit)}", fit.variant, cost, do, is_done, (fitted,))
+    return Task(f"test {_title(fit)}", fit.variant, cost, do, is_done, (fit_place,))
 
 
 def class_image_tasks(study: Study, jobs: Mapping[str, Job]) -> tuple[list[Task], dict[str, int]]:
-    """A task for each set of class images that fits share, and its place by folder; the first seed decides them."""
+    """A task for each set of class images, drawn with the study's first seed, and the place of each task by folder."""
     tasks: list[Task] = []
     places: dict[str, int] = {}
     for name, job in jobs.items():

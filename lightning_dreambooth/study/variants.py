@@ -1,4 +1,4 @@
-"""The variants of a study: ways to train, each with what follows `fit` on the command line."""
+"""Variants of a study: ways to train, each as arguments of `fit`."""
 
 import re
 from dataclasses import dataclass
@@ -9,17 +9,24 @@ from typing import Any
 import yaml
 
 from lightning_dreambooth.errors import InputError
-from lightning_dreambooth.evaluation.dreambench import read_subject, subjects_of
+from lightning_dreambooth.evaluation.dreambench import list_subjects, read_subject
 from lightning_dreambooth.study.spec import Dreambench, StudySpec
 
 LAYER = "config"  # among values of `fit`: one more file that `fit` reads
-NAME = re.compile(r"[\w.,=+-]+")  # what may name a folder
+NAME = re.compile(r"[\w.,=+-]+")  # valid names of folders
 DRAWN_BY = ("prompt", "negative_prompt", "steps", "guidance_scale", "sampler")  # of a figure, besides seeds
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train: configs in layers, what is changed in them, and its place among variants and in the grid."""
+    """One way to train.
+
+    Attributes:
+        name: Its name in the study.
+        configs: Config files, later ones over earlier ones.
+        overrides: Values over those of the configs, by dotted name.
+        settings: Its name among `variants` and its values in the grid, by short name.
+    """
 
     name: str
     configs: list[str]
@@ -27,21 +34,21 @@ class Variant:
     settings: dict[str, Any]
 
     def argv(self, seed: int) -> list[str]:
-        """What follows `fit` on the command line."""
-        given = self.overrides | {"seed_everything": seed}
+        """The arguments after `fit` on the command line."""
+        values = self.overrides | {"seed_everything": seed}
         layers = [f"--config={file}" for file in self.configs]
-        return [*layers, *(f"--{key}={_as_argument(value)}" for key, value in given.items())]
+        return [*layers, *(f"--{key}={_as_argument(value)}" for key, value in values.items())]
 
 
 def _as_argument(value: Any) -> str:
     return value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).split("\n...")[0].strip()
 
 
-def variants_of(spec: StudySpec, path: Path) -> list[Variant]:
-    """The variants of a study: each that is named, or each subject of a dataset, with every combination of the grid.
+def expand_variants(spec: StudySpec, path: Path) -> list[Variant]:
+    """The variants of a study: each named variant, or each subject of a dataset, with every combination of the grid.
 
     Raises:
-        InputError: if one cannot name a folder, or names a config that is not there.
+        InputError: if the name of one cannot name a folder, or a config does not exist.
     """
     named = spec.variants or {"": {}}
     if spec.dreambench is not None:
@@ -71,7 +78,7 @@ def variants_of(spec: StudySpec, path: Path) -> list[Variant]:
 
 def _subjects(dreambench: Dreambench, study: str) -> dict[str, dict[str, Any]]:
     folder, named = Path(dreambench.folder), {}
-    for name in dreambench.subjects or subjects_of(folder):
+    for name in dreambench.subjects or list_subjects(folder):
         subject = read_subject(folder, name)
         kind = subject.class_name
         article = "an" if kind[0] in "aeiou" else "a"

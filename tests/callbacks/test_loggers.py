@@ -18,7 +18,7 @@ CONFIG = {"seed_everything": 3, "model": {"prior_weight": 0.5, "pretrained": "ti
 
 
 class Written(WandbLogger):
-    """A logger for Weights & Biases that keeps what wandb would be given; wandb need not be installed."""
+    """A logger for Weights & Biases that records the calls; wandb need not be installed."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -66,7 +66,7 @@ def test_two_tensorboards_both_show_everything(tmp_path: Path) -> None:
         assert b"val/clip_i/base$" in log.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
 
 
-def test_weights_and_biases_beside_tensorboard_is_given_the_same(tmp_path: Path) -> None:
+def test_weights_and_biases_receives_the_same_beside_tensorboard(tmp_path: Path) -> None:
     written = Written()
     log_everything(trainer(TensorBoardLogger(tmp_path), written))
     assert written.calls == [
@@ -77,7 +77,7 @@ def test_weights_and_biases_beside_tensorboard_is_given_the_same(tmp_path: Path)
     ]
 
 
-def test_wandb_itself_takes_it_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_itself_accepts_everything_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = pytest.importorskip("wandb")
     monkeypatch.chdir(tmp_path)
     logger = WandbLogger(offline=True, save_dir=tmp_path, project="test")
@@ -91,7 +91,7 @@ def test_wandb_itself_takes_it_offline(tmp_path: Path, monkeypatch: pytest.Monke
     assert list(tmp_path.rglob("note_*.table.json"))
 
 
-def test_other_loggers_are_given_numbers_and_the_config(tmp_path: Path) -> None:
+def test_other_loggers_receive_metrics_and_the_config(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path, name="csv", version="")
     log_everything(trainer(logger))
     logger.save()
@@ -99,5 +99,5 @@ def test_other_loggers_are_given_numbers_and_the_config(tmp_path: Path) -> None:
     assert "prior_weight: 0.5" in (tmp_path / "csv/hparams.yaml").read_text()
 
 
-def test_a_trainer_without_a_logger_is_told_nothing() -> None:
+def test_a_trainer_without_a_logger_logs_nothing() -> None:
     log_everything(trainer())

@@ -30,13 +30,13 @@ def bench(here: Path) -> Path:
 
 @pytest.fixture
 def tested(bench: Path, run: Run, small_clip: Path) -> Run:
-    def tested(**given: object) -> DreamBoothCLI:
+    def tested(**changes: object) -> DreamBoothCLI:
         settings = {
             "benchmark__folder": "bench", "benchmark__subject": "red_girl", "benchmark__num_images": 2,
             "benchmark__steps": 2, "benchmark__batch_size": 2, "fidelity__clip_model": small_clip,
             "data__identifier": "sks",
         }  # fmt: skip
-        return run("test", **(settings | given))
+        return run("test", **(settings | changes))
 
     return tested
 
@@ -60,10 +60,10 @@ def test_the_metrics_are_those_of_open_clip_on_the_images_it_has_written(
     clip = Clip(str(small_clip))
     real = clip.images([Image.open(path).convert("RGB") for path in sorted((bench / "red_girl").glob("*.png"))])
     for row in rows(run):
-        drawn = clip.images([Image.open(run / "images" / row["file"])])
-        assert float(row["clip_i"]) == pytest.approx(cosine_similarity(drawn, real).mean().item(), abs=2e-3)
+        embedding = clip.images([Image.open(run / "images" / row["file"])])
+        assert float(row["clip_i"]) == pytest.approx(cosine_similarity(embedding, real).mean().item(), abs=2e-3)
         [text] = clip.texts([row["prompt"].replace("sks ", "")])
-        assert float(row["clip_t"]) == pytest.approx(cosine_similarity(drawn, text[None]).item(), abs=2e-3)
+        assert float(row["clip_t"]) == pytest.approx(cosine_similarity(embedding, text[None]).item(), abs=2e-3)
         assert (row["sampler"], row["steps"], row["guidance_scale"]) == ("ddim", "2", "7.5")
         assert row["clip_i_backbone"] == "small"
         assert "CenterCrop" in row["clip_i_preprocessing"]
@@ -75,7 +75,7 @@ def test_the_metrics_are_those_of_open_clip_on_the_images_it_has_written(
     assert "0.668" in (run / "summary.md").read_text()
 
 
-def test_an_interrupted_test_draws_only_what_is_missing_and_ends_in_the_same_numbers(here: Path, tested: Run) -> None:
+def test_an_interrupted_test_draws_only_missing_images_and_ends_in_the_same_metrics(here: Path, tested: Run) -> None:
     tested()
     run = here / "runs/test-red_girl"
     whole = rows(run)
@@ -97,14 +97,14 @@ def test_an_interrupted_test_draws_only_what_is_missing_and_ends_in_the_same_num
     [
         ({"benchmark__subject": None}, "give benchmark.subject"),
         ({"benchmark__subject": "green_cat"}, "does not list the subject 'green_cat'; it lists red_girl, blue_dog"),
-        ({"benchmark__folder": "nowhere"}, "prompts_and_classes.txt is not there"),
+        ({"benchmark__folder": "nowhere"}, "prompts_and_classes.txt does not exist"),
         ({"fidelity__clip_model": None}, "give fidelity.clip_model or fidelity.dino"),
         ({"benchmark__num_images": 0}, "num_images is 0, must be 1 or more"),
         ({"benchmark__steps": 0}, "steps is 0, must lie in"),
         ({"data__identifier": None}, "give data.identifier"),
     ],
 )
-def test_what_cannot_be_tested_is_told_in_a_line(
+def test_a_test_that_cannot_run_is_refused_in_one_line(
     here: Path, tested: Run, capsys: pytest.CaptureFixture[str], settings: dict[str, object], message: str
 ) -> None:
     with pytest.raises(SystemExit) as stopped:

@@ -41,12 +41,12 @@ def test_a_signal_ends_a_run_after_its_step(
             run.send(number)
         sent = time.monotonic()
         codes = [run.wait() for run in runs]
-        assert codes == [128 + number, 0][:processes], [run.said() for run in runs]
+        assert codes == [128 + number, 0][:processes], [run.printed() for run in runs]
         assert time.monotonic() - sent < 20
         newest = newest_first(folder / "states")[0]
         assert is_whole(newest)
         step = int(newest.stem.split("-")[1])
-        assert f"stopped by {number.name} after step {step}, which is saved" in runs[0].said()
+        assert f"stopped by {number.name} after step {step}, which is saved" in runs[0].printed()
         assert 0 < step < 1000
 
 
@@ -57,8 +57,8 @@ def test_a_signal_before_training_ends_a_run_at_once(tmp_path: Path, number: sig
     run = forked.start(tmp_path, ["fit", *LONG, "--data.num_class_images=1000"])
     until(run, lambda: len(list((tmp_path / "class").glob("*.png"))) > 2)
     run.send(number)
-    assert run.wait() == 128 + number, run.said()
-    assert f"stopped by {number.name}; what was written stays" in run.said()
+    assert run.wait() == 128 + number, run.printed()
+    assert f"stopped by {number.name}; what was written stays" in run.printed()
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -81,18 +81,18 @@ def test_a_signal_to_the_whole_group_ends_a_run_saved_with_all_its_workers(
     time.sleep(2)
     os.killpg(run.pid, number)
     assert run.wait(20) == 128 + number, output.read_text()
-    said = output.read_text()
+    printed = output.read_text()
     patience = time.monotonic() + 20  # the others follow the first
     while members(run.pid):
-        assert time.monotonic() < patience, said
+        assert time.monotonic() < patience, printed
         time.sleep(0.1)
     assert is_whole(newest_first(tmp_path / "runs/run/states")[0])
-    assert said.count(f"stopped by {number.name} after step") == 1
-    assert "Traceback" not in said
+    assert printed.count(f"stopped by {number.name} after step") == 1
+    assert "Traceback" not in printed
 
 
 def members(group: int) -> int:
-    """How many processes of a group there are."""
+    """Number of processes in a group."""
     count = 0
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended meanwhile

@@ -29,8 +29,8 @@ def measured(here: Path, run: Run, small_clip: Path) -> Run:
         "fidelity.unrelated_prompts": "[a photo of a boy]",
     }  # fmt: skip
 
-    def measured(verb: str = "fit", *words: str, **given: object) -> DreamBoothCLI:
-        return run(verb, *words, **(settings | {key.replace("__", "."): value for key, value in given.items()}))
+    def measured(verb: str = "fit", *words: str, **changes: object) -> DreamBoothCLI:
+        return run(verb, *words, **(settings | {key.replace("__", "."): value for key, value in changes.items()}))
 
     return measured
 
@@ -47,7 +47,7 @@ def exports(run: Path) -> list[str]:
 METRICS = ["clip_i", "clip_t", "pres/small", "drift/small", "nearest/small", "div/small", "score"]
 
 
-def test_every_metric_has_its_curve_beside_its_ceiling_and_that_of_the_base(here: Path, measured: Run) -> None:
+def test_every_metric_has_a_curve_beside_those_of_its_ceiling_and_of_the_base(here: Path, measured: Run) -> None:
     measured()
     run = here / "runs/dreambooth"
     curves = scalars(run)
@@ -107,7 +107,7 @@ def test_validate_repeats_the_last_row_of_fit_from_its_state_and_about_from_its_
     assert row["drift/small"] > 0
 
 
-def test_the_untouched_base_does_not_drift_and_scores_nothing(here: Path, measured: Run, tiny_sd: Path) -> None:
+def test_the_base_has_no_drift_and_a_score_of_zero(here: Path, measured: Run, tiny_sd: Path) -> None:
     measured("validate", name="base", fidelity__base=tiny_sd)
     [row] = table(here / "runs/base")
     assert row["drift/small"] == pytest.approx(0, abs=1e-9)
@@ -117,10 +117,10 @@ def test_the_untouched_base_does_not_drift_and_scores_nothing(here: Path, measur
 def test_images_of_the_base_model_are_drawn_once_for_all_runs(here: Path, measured: Run) -> None:
     measured(name="one")
     folder = here / "runs/.cache/base_images"
-    drawn = {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")}
-    assert len(drawn) == 3 * 2
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")}
+    assert len(times) == 3 * 2
     measured(name="two", model__prior_weight=0)
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")} == drawn
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")} == times
 
 
 def test_the_best_exports_stay_and_say_what_they_score(here: Path, measured: Run) -> None:
@@ -151,7 +151,7 @@ def test_training_stops_when_the_score_no_longer_grows(here: Path, measured: Run
     assert table(here / "runs/run") == rows
 
 
-def test_scores_by_other_prompts_no_longer_count_when_a_run_goes_on(here: Path, measured: Run) -> None:
+def test_scores_by_other_prompts_no_longer_count_in_a_resumed_run(here: Path, measured: Run) -> None:
     measured(name="run")
     with pytest.warns(InputWarning, match="they no longer count"):
         measured(name="run", ckpt_path="last", trainer__max_steps=6, fidelity__seed=5)
@@ -160,7 +160,7 @@ def test_scores_by_other_prompts_no_longer_count_when_a_run_goes_on(here: Path, 
     assert [row["step"] for row in rows if "clip_i" in row] == [0, 2, 4, 6]
 
 
-def test_an_earlier_state_gone_on_from_forgets_what_came_after_it(
+def test_resuming_an_earlier_state_drops_the_metrics_after_it(
     here: Path, measured: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     every = {"checkpoint__keep_states": 9, "checkpoint__every_n_steps": 1, "fidelity__every_n_steps": 1}
@@ -174,7 +174,7 @@ def test_an_earlier_state_gone_on_from_forgets_what_came_after_it(
     assert capsys.readouterr().out.splitlines()[-1].endswith(f"exports/step-00000{best}")
 
 
-def test_a_step_that_a_stop_left_unmeasured_is_measured_when_the_run_goes_on(here: Path, measured: Run) -> None:
+def test_a_step_left_unmeasured_by_a_stop_is_measured_on_resuming(here: Path, measured: Run) -> None:
     every = {"checkpoint__keep_exports": 5, "checkpoint__every_n_steps": 1}
     measured(name="whole", **every)
     stopper = ("--trainer.callbacks+=helpers.probes.Stopper", "--trainer.callbacks.at=1")
@@ -229,7 +229,7 @@ def test_held_out_images_are_measured_and_not_trained_on(here: Path, measured: R
         ({"data__held_out_dir": "nothing"}, "nothing is not a folder"),
     ],
 )
-def test_what_cannot_be_measured_is_told_in_a_line(
+def test_a_measurement_that_cannot_run_is_refused_in_one_line(
     here: Path, measured: Run, capsys: pytest.CaptureFixture[str], settings: dict[str, object], message: str
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
@@ -239,7 +239,7 @@ def test_what_cannot_be_measured_is_told_in_a_line(
     assert not (here / "runs").exists()
 
 
-def test_one_instance_image_is_too_few_to_know_a_ceiling(
+def test_one_instance_image_is_too_few_for_a_ceiling(
     here: Path, measured: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (here / "one").mkdir()
@@ -258,7 +258,7 @@ def test_validate_without_an_encoder_has_nothing_to_measure_with(
 
 
 @pytest.mark.slow
-def test_the_true_shapes_of_clip_dino_and_lpips_pass_through(here: Path, run: Run, tmp_path: Path) -> None:
+def test_the_real_architectures_of_clip_dino_and_lpips_measure_a_run(here: Path, run: Run, tmp_path: Path) -> None:
     """ViT-B-32, ViT-S/16 and AlexNet with random weights from local files, in a whole run."""
     clip = open_clip.create_model("ViT-B-32-quickgelu", pretrained=None)
     save_file({name: value.contiguous() for name, value in clip.state_dict().items()}, tmp_path / "b32.safetensors")
@@ -268,10 +268,10 @@ def test_the_true_shapes_of_clip_dino_and_lpips_pass_through(here: Path, run: Ru
         "clip_model": "ViT-B-32-quickgelu", "clip_pretrained": tmp_path / "b32.safetensors",
         "dino": tmp_path / "dino-vits16", "lpips": tiny.alexnet(tmp_path / "alexnet.safetensors"),
     }  # fmt: skip
-    given = {f"fidelity__{name}": value for name, value in encoders.items()}
+    flags = {f"fidelity__{name}": value for name, value in encoders.items()}
     tiny.images(here / "large", 3, size_px=80)
     settings = {"data__instance_data_dir": "large", "data__resolution": 64, "data__identifier": "sks"}
-    run(**given, **settings, fidelity__steps=2, fidelity__every_n_steps=2)
+    run(**flags, **settings, fidelity__steps=2, fidelity__every_n_steps=2)
     rows = table(here / "runs/dreambooth")
     for name in ("clip_i", "clip_t", "dino", "pres", "drift", "nearest", "div", "score"):
         assert -1 <= rows[-1][name] <= 2

@@ -33,7 +33,7 @@ Run = Callable[..., DreamBoothCLI]
 Complaint = Callable[..., str]
 
 
-def test_the_summary_says_where_everything_lies(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_summary_names_every_output(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     run(name="first")
     summary = capsys.readouterr().out.splitlines()[-1]
     assert summary.startswith("first: 4 steps in ")
@@ -83,14 +83,14 @@ def test_only_the_newest_exports_and_states_are_kept(run: Run) -> None:
     assert states == [f"step-00000{step}.ckpt" for step in (2, 3, 4)]
 
 
-def test_an_export_has_a_card_of_what_it_was_trained_on(run: Run) -> None:
+def test_an_export_has_a_card_of_its_training(run: Run) -> None:
     run(name="first")
     card = Path("runs/first/exports/step-000004/README.md").read_text()
     assert "`a photo of sks girl`: 5 instance images, with 3 class images of `a photo of a girl`" in card
     assert yaml.safe_load(card.split("---")[1])["library_name"] == "diffusers"
 
 
-def test_a_name_is_made_from_the_config_and_never_taken_twice(run: Run, here: Path) -> None:
+def test_a_name_comes_from_the_config_and_is_never_used_twice(run: Run, here: Path) -> None:
     Path("mine.yaml").write_text("trainer: {max_steps: 1}\n")
     folders = [run("fit", "--config=mine.yaml").folder for _ in range(2)]
     assert folders == [Path("runs/mine"), Path("runs/mine-2")]
@@ -105,7 +105,7 @@ def test_runs_that_begin_at_the_same_moment_have_folders_of_their_own(here: Path
     assert sum(begun.exception() is None for begun in named) == 1
 
 
-def test_a_given_name_that_is_taken_is_refused_and_nothing_is_overwritten(run: Run, complaint: Complaint) -> None:
+def test_a_name_in_use_is_refused_and_nothing_is_overwritten(run: Run, complaint: Complaint) -> None:
     run(name="first")
     before = {path: path.stat().st_mtime_ns for path in Path("runs/first").rglob("*")}
     assert "runs/first belongs to another run; choose another name, or add --ckpt_path last" in complaint(name="first")
@@ -129,7 +129,7 @@ def test_the_config_is_saved_into_the_run_whatever_logs_it(run: Run) -> None:
     assert Path("config.yaml").read_text() == "mine"
 
 
-def test_the_command_line_wins_over_the_checkpoint(run: Run) -> None:
+def test_the_command_line_takes_precedence_over_the_checkpoint(run: Run) -> None:
     run(name="first")
     resumed = run(name="first", ckpt_path="last", trainer__max_steps=5, model__prior_weight=0.25)
     assert resumed.model.prior_weight == 0.25
@@ -142,7 +142,7 @@ def test_the_command_line_wins_over_the_checkpoint(run: Run) -> None:
 def test_predict_writes_the_images_that_plain_diffusers_draws(run: Run) -> None:
     export = run(name="first").folder / "exports/step-000004"
     shutil.rmtree("girl")
-    drawn = run(
+    folder = run(
         "predict", model__pretrained=export, samples__prompts="a photo of sks girl", samples__negative_prompt="ugly",
         samples__num_images=2, samples__steps=3, name="drawn", data__instance_data_dir=None, data__instance_prompt=None,
         data__class_data_dir=None, data__class_prompt=None,
@@ -150,15 +150,15 @@ def test_predict_writes_the_images_that_plain_diffusers_draws(run: Run) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(export)
     pipeline.set_progress_bar_config(disable=True)
     for seed in (0, 1):
-        image = opened(drawn / f"{seed:04d}-a-photo-of-sks-girl-seed{seed}.png")
+        image = opened(folder / f"{seed:04d}-a-photo-of-sks-girl-seed{seed}.png")
         expected = pipeline(
             "a photo of sks girl", negative_prompt="ugly", num_inference_steps=3,
             generator=torch.Generator().manual_seed(seed),
         ).images[0]  # fmt: skip
         assert (pil_to_tensor(image).int() - pil_to_tensor(expected).int()).abs().max() <= 1
-        about = {"prompt": "a photo of sks girl", "negative_prompt": "ugly", "seed": str(seed), "steps": "3"}
-        assert about.items() <= image.text.items()
-    assert opened(drawn / "grid.png").width > 2 * 32
+        request = {"prompt": "a photo of sks girl", "negative_prompt": "ugly", "seed": str(seed), "steps": "3"}
+        assert request.items() <= image.text.items()
+    assert opened(folder / "grid.png").width > 2 * 32
 
 
 def test_predict_draws_a_checkpoint_with_its_saved_config(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,8 +189,8 @@ def test_predict_draws_the_last_state_of_the_named_run_into_a_folder_of_its_own(
 
 def test_predict_reads_prompts_from_a_file(run: Run) -> None:
     Path("prompts.txt").write_text("a girl\n\na boy\n")
-    drawn = run("predict", samples__prompts_file="prompts.txt").folder
-    assert [path.name for path in sorted(drawn.glob("0*.png"))] == ["0000-a-girl-seed0.png", "0001-a-boy-seed0.png"]
+    folder = run("predict", samples__prompts_file="prompts.txt").folder
+    assert [path.name for path in sorted(folder.glob("0*.png"))] == ["0000-a-girl-seed0.png", "0001-a-boy-seed0.png"]
 
 
 def test_two_concepts_train_together(run: Run) -> None:
@@ -222,7 +222,7 @@ def test_two_concepts_train_together(run: Run) -> None:
         ({"data__caption_dropout": 1.5}, "data.caption_dropout is 1.5, must lie in 0 ... 1"),
         ({"data__class_steps": 0}, "steps is 0, must lie in 1 ... 1000"),
         ({"samples__steps": 2000}, "steps is 2000, must lie in 1 ... 1000"),
-        ({"data__concepts_list": "concepts.json"}, "concepts_list and a concept by flags are both given"),
+        ({"data__concepts_list": "concepts.json"}, "concepts_list and a concept by options are both given"),
         ({"model__prior_weight": -1}, "model.prior_weight is -1.0, must be 0 or more"),
         ({"model__pretrained": "no/such"}, "no/such is neither a local folder nor a model that the hub provides"),
         ({"model__prior_wieght": 1}, "prior_wieght"),
@@ -261,7 +261,7 @@ def test_a_typo_in_a_config_is_named(complaint: Complaint) -> None:
     assert "prior_wieght" in complaint("fit", "--config=mine.yaml")
 
 
-def test_a_name_that_only_begins_alike_is_not_resumed(run: Run) -> None:
+def test_a_run_whose_name_only_begins_alike_is_not_resumed(run: Run) -> None:
     run(name="mine-3d", trainer__max_steps=2)
     assert find_state("last", None, "mine") is None
     assert find_state("last", "mine", "x") is None
@@ -296,7 +296,7 @@ def test_the_config_saved_by_a_named_and_resumed_run_starts_anew(run: Run, monke
     assert again.trainer.global_step == 3
 
 
-def test_a_run_that_ends_early_is_kept(run: Run) -> None:
+def test_a_run_that_ends_early_is_saved(run: Run) -> None:
     cli_ = run(name="first", trainer__limit_train_batches=3)
     assert Path("runs/first/exports/step-000003/model_index.json").is_file()
     assert torch.load(cli_.folder / "states/step-000003.ckpt", weights_only=True)["global_step"] == 3
@@ -307,9 +307,9 @@ def test_predict_from_a_state_that_is_not_there_is_refused(complaint: Complaint,
     assert "ckpt_path" in complaint("predict", ckpt_path=path, samples__prompts="a girl")
 
 
-@pytest.mark.parametrize("own", ["--config=x.yaml", "-c", "--model.prior_weight=1", "--data.instance_prompt=x"])
+@pytest.mark.parametrize("option", ["--config=x.yaml", "-c", "--model.prior_weight=1", "--data.instance_prompt=x"])
 def test_the_example_does_not_leak_into_a_run_that_names_its_own(own: str) -> None:
-    assert arguments.with_example(["fit", own]) == ["fit", own]
+    assert arguments.with_example(["fit", option]) == ["fit", option]
 
 
 @pytest.mark.parametrize("word", ["--trainer.max_steps=9", "--print_config"])

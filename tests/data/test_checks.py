@@ -53,7 +53,7 @@ def add_a_note() -> None:
         (add_a_note, "girl: skipped 1 files that are not images"),
     ],
 )
-def test_images_that_are_hardly_meant_so_are_named(here: Path, change: Callable[[], None], message: str) -> None:
+def test_images_that_look_unintended_are_named(here: Path, change: Callable[[], None], message: str) -> None:
     change()
     with pytest.warns(InputWarning, match=message):
         check_concepts([Concept("sks girl", "girl")], needs_class=False, resolution_px=32)
@@ -67,5 +67,5 @@ def test_an_identifier_that_is_not_in_the_prompt_is_named(here: Path) -> None:
 def test_the_end_of_a_prompt_that_the_model_does_not_see_is_named(model: StableDiffusion) -> None:
     fits = " ".join(["girl"] * (tiny.TOKENS - 2))
     check_lengths([fits], model.tokenizer)
-    with pytest.warns(InputWarning, match=f"longer than the {tiny.TOKENS} tokens .* it does not see 'pink hair'"):
+    with pytest.warns(InputWarning, match=f"longer than the {tiny.TOKENS} tokens .* it does not read 'pink hair'"):
         check_lengths([f"{fits} pink hair"], model.tokenizer)

@@ -20,9 +20,9 @@ SETTINGS = SamplingSettings("ugly", 2, 5.0, "ddim")
 RECIPE = ClassImageRecipe("a photo of a girl", SETTINGS, 32, "fingerprint")
 
 
-def fill(model: StableDiffusion, wanted: int, recipe: ClassImageRecipe = RECIPE, seed: int = 0) -> int:
+def fill(model: StableDiffusion, count: int, recipe: ClassImageRecipe = RECIPE, seed: int = 0) -> int:
     before = contents()
-    ClassImages(CONCEPT, wanted, recipe, seed, batch_size=2).fill(lambda: model)
+    ClassImages(CONCEPT, count, recipe, seed, batch_size=2).fill(lambda: model)
     return len(contents()) - len(before)
 
 
@@ -81,7 +81,7 @@ def test_class_images_of_another_recipe_are_never_reused_silently(
     assert contents() == before
 
 
-def test_a_manifest_that_is_none_is_refused(here: Path, model: StableDiffusion) -> None:
+def test_a_broken_manifest_is_refused(here: Path, model: StableDiffusion) -> None:
     fill(model, 1)
     Path("class", MANIFEST).write_text('{"seeds": {}}')
     with pytest.raises(InputError, match="is not a manifest of class images"):
@@ -90,9 +90,9 @@ def test_a_manifest_that_is_none_is_refused(here: Path, model: StableDiffusion) 
 
 def test_the_users_own_class_images_count(here: Path, model: StableDiffusion) -> None:
     tiny.images(Path("class"), 2)
-    own = contents()
+    users_images = contents()
     assert fill(model, 3) == 1
-    assert own.items() <= contents().items()
+    assert users_images.items() <= contents().items()
     assert len(contents()) == 3
 
 

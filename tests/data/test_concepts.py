@@ -39,7 +39,7 @@ def test_a_wrong_concepts_list_is_refused_by_name(here: Path, content: object, m
         read_concepts(write(content))
 
 
-def test_a_concepts_list_that_is_no_json_is_refused(here: Path) -> None:
+def test_a_concepts_list_that_is_not_json_is_refused(here: Path) -> None:
     Path("concepts_list.json").write_text("[")
     with pytest.raises(InputError, match=r"concepts_list\.json cannot be read as JSON"):
         read_concepts("concepts_list.json")

@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from lightning_dreambooth.data.concepts import TrainingImage
-from lightning_dreambooth.data.dataset import ConceptImages, PairDataset, Pixels, TokenIds, concept_cycle, views_of
+from lightning_dreambooth.data.dataset import (
+    ConceptImages,
+    PairDataset,
+    Pixels,
+    TokenIds,
+    concept_cycle,
+    training_views,
+)
 from lightning_dreambooth.data.loading import ShardedOrder
 
 
@@ -15,7 +22,12 @@ def images(name: str, count: int) -> list[TrainingImage]:
 
 def dataset(*concepts: ConceptImages, **settings: object) -> PairDataset:
     prompts = {name: torch.tensor([i]) for i, name in enumerate(["", "girl", "class girl", "dog", "class dog"])}
-    defaults = {"prompts": prompts, "views": views_of("center", True, 0), "resolution_px": 32, "caption_dropout": 0.0}
+    defaults = {
+        "prompts": prompts,
+        "views": training_views("center", True, 0),
+        "resolution_px": 32,
+        "caption_dropout": 0.0,
+    }
     return PairDataset(concepts, **defaults | settings, seed=0, cache=None)  # type: ignore[arg-type]
 
 
@@ -73,9 +85,9 @@ def test_a_dropped_caption_is_the_empty_prompt(here: Path) -> None:
     assert abs(sum(dropped) / 400 - 0.3) < 4 * (0.3 * 0.7 / 400) ** 0.5
 
 
-def test_a_sample_is_the_same_whenever_it_is_asked_for(here: Path) -> None:
+def test_a_sample_is_the_same_whenever_it_is_read(here: Path) -> None:
     real = [TrainingImage(path, "girl") for path in sorted(Path("girl").glob("*.png"))]
-    views = views_of("random", True, 0)
+    views = training_views("random", True, 0)
     first, again = (dataset(ConceptImages(real, []), views=views)[7].rows[0].image for _ in range(2))
     assert torch.equal(first, again)
     assert len(set(views)) == 16

@@ -1,4 +1,4 @@
-"""Grids: every image where it belongs and unchanged, text only above."""
+"""Grids: every image unchanged at its place, text only above."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def noise(count: int, size: tuple[int, int] = (48, 40), seed: int = 0) -> list[I
 
 
 def covered(layout: Layout, count: int) -> np.ndarray:
-    """Where images lie, (height, width)."""
+    """Mask [height, width] of the places of images."""
     mask = np.zeros(layout.size[::-1], dtype=bool)
     for group in range(layout.groups):
         for number in range(count):
@@ -26,7 +26,7 @@ def covered(layout: Layout, count: int) -> np.ndarray:
 
 
 def layout_of(grid: Image.Image, plain: Layout, labels: int, titled: bool) -> Layout:
-    """The layout that a grid has been drawn by: its height tells how many lines a label has."""
+    """The layout of a drawn grid; the height of the grid gives the number of lines of a label."""
     line_px = line_height(load_font(plain.text_px))
     title_px = line_px if titled else 0
     label_px = (grid.height - plain.size[1] - title_px) // plain.rows
@@ -114,7 +114,7 @@ def test_other_modes_become_rgb() -> None:
     [{}, {"": []}, {"a": noise(1), "b": noise(2)}, {"": [*noise(1), *noise(1, (4, 4))]}],
     ids=["no group", "no image", "groups that differ", "sizes that differ"],
 )
-def test_what_makes_no_grid_is_refused(groups: dict[str, list[Image.Image]]) -> None:
+def test_images_that_do_not_form_a_grid_are_refused(groups: dict[str, list[Image.Image]]) -> None:
     with pytest.raises(ValueError, match="images of one size"):
         side_by_side(groups, 2)
 

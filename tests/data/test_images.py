@@ -46,7 +46,7 @@ def test_palette_and_cmyk_become_rgb(tmp_path: Path) -> None:
     assert read_image(tmp_path / "b.jpg").getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"a\.png cannot be read"):
         read_image(tmp_path / "a.png")
@@ -69,7 +69,7 @@ def test_hidden_files_and_non_images_are_skipped_and_counted(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["dog.txt", "dog.png.txt"])
-def test_a_caption_file_beats_the_prompt(tmp_path: Path, name: str) -> None:
+def test_a_caption_file_takes_precedence_over_the_prompt(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text(" a dog\n on a hill \n")
     assert read_caption(tmp_path / "dog.png", "a dog") == "a dog on a hill"
     assert read_caption(tmp_path / "cat.png", "a cat") == "a cat"
@@ -88,7 +88,7 @@ def test_a_flipped_view_mirrors_the_same_crop() -> None:
     assert np.array_equal(plain, flipped[:, ::-1])
 
 
-def test_a_png_tells_how_it_was_made(tmp_path: Path) -> None:
+def test_a_png_holds_the_text_that_says_how_it_was_made(tmp_path: Path) -> None:
     write_png(Image.new("RGB", (2, 2)), tmp_path / "new/a.png", {"prompt": "웹툰 girl", "seed": 3})
     assert Image.open(tmp_path / "new/a.png").text == {"prompt": "웹툰 girl", "seed": "3"}
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.png"]

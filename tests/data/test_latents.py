@@ -14,12 +14,12 @@ from lightning_dreambooth.module import DreamBooth
 VIEWS = [View(), View(flip=True)]
 
 
-def wanted() -> list[tuple[Path, View]]:
+def views() -> list[tuple[Path, View]]:
     return [(path, view) for path in sorted(Path("girl").glob("*.png")) for view in VIEWS]
 
 
 class Counted:
-    """The model's encoder, counting what it encodes."""
+    """The model's encoder, which counts the images it encodes."""
 
     def __init__(self, model: StableDiffusion) -> None:
         self.model = model
@@ -53,8 +53,8 @@ def test_setup_encodes_by_that_rule(
 
 def test_cached_moments_are_those_of_encoding_now(here: Path, model: StableDiffusion) -> None:
     cache = LatentCache("vae", 32)
-    cache.fill(wanted(), model.encode, batch_size=4)
-    for path, view in wanted():
+    cache.fill(views(), model.encode, batch_size=4)
+    for path, view in views():
         now = model.encode(load_pixels(path, view, 32)[None])[0]
         torch.testing.assert_close(cache.get(path, view), now, atol=1e-5, rtol=1e-4)
 
@@ -62,20 +62,20 @@ def test_cached_moments_are_those_of_encoding_now(here: Path, model: StableDiffu
 def test_memory_and_disk_give_the_same(here: Path, model: StableDiffusion) -> None:
     memory, disk = LatentCache("vae", 32), LatentCache("vae", 32, here / "cache")
     for cache in (memory, disk):
-        cache.fill(wanted(), model.encode, batch_size=4)
-    assert all(torch.equal(memory.get(*item), disk.get(*item)) for item in wanted())
+        cache.fill(views(), model.encode, batch_size=4)
+    assert all(torch.equal(memory.get(*item), disk.get(*item)) for item in views())
 
 
 def test_only_what_changed_is_encoded_again(here: Path, model: StableDiffusion) -> None:
     encode = Counted(model)
-    LatentCache("vae", 32, here / "cache").fill(wanted(), encode, batch_size=4)
+    LatentCache("vae", 32, here / "cache").fill(views(), encode, batch_size=4)
     assert encode.count == 10
     Image.new("RGB", (40, 40), "green").save("girl/00.png")
-    LatentCache("vae", 32, here / "cache").fill(wanted(), encode, batch_size=4)
+    LatentCache("vae", 32, here / "cache").fill(views(), encode, batch_size=4)
     assert encode.count == 12
-    LatentCache("another vae", 32, here / "cache").fill(wanted(), encode, batch_size=4)
+    LatentCache("another vae", 32, here / "cache").fill(views(), encode, batch_size=4)
     assert encode.count == 22
-    LatentCache("vae", 16, here / "cache").fill(wanted(), encode, batch_size=4)
+    LatentCache("vae", 16, here / "cache").fill(views(), encode, batch_size=4)
     assert encode.count == 32
 
 
@@ -89,7 +89,7 @@ def test_views_that_cut_the_same_square_are_encoded_once(here: Path, model: Stab
 
 def test_cached_moments_can_be_trained_on(here: Path, model: StableDiffusion) -> None:
     cache = LatentCache("vae", 32)
-    cache.fill(wanted(), model.encode, batch_size=4)
+    cache.fill(views(), model.encode, batch_size=4)
     weight = torch.ones(1, requires_grad=True)
-    (cache.get(*wanted()[0]) * weight).sum().backward()
+    (cache.get(*views()[0]) * weight).sum().backward()
     assert weight.grad is not None

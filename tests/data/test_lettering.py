@@ -1,4 +1,4 @@
-"""Text on images: what is drawn for a letter, and where lines end."""
+"""Text on images: glyphs of letters, and ends of lines."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from PIL import Image, ImageFont
 from lightning_dreambooth.data.lettering import FONT, drawable, line_height, load_font, wrap, write_lines
 
 PUNCTUATION = "\u2026\u2014\u2013\u201c\u201d\u2018\u2019\u00b7\u00d7\u20a9"  # dashes, quotes, dots, times, won
-NO_LETTER = "\U0010fffd"  # which no font has: it is drawn as what is missing is drawn
+NO_LETTER = "\U0010fffd"  # no font has it: its glyph is that of every missing letter
 FAMILY = "\U0001f469\u200d\U0001f469\u200d\U0001f467"
 ODD = [
     f"{FAMILY} ok \u2665\ufe0f", "\ud83d half", "a\x00b\x1b[0m", "漢字", "שלום", "\u202eabc", "", " ", "\n\n",
@@ -31,9 +31,9 @@ def inked(image: Image.Image) -> np.ndarray:
 
 @pytest.mark.parametrize("letters", ["가각갂갃뷁힣웹툰ㄱㅎ", "aZ09", "éèñöüßŁčžőş", PUNCTUATION, "Яжαβかナ"])
 def test_letters_have_glyphs_of_their_own(letters: str) -> None:
-    drawn = {glyph(letter) for letter in letters}
-    assert len(drawn) == len(letters)
-    assert not drawn & {glyph(NO_LETTER), b""}
+    glyphs = {glyph(letter) for letter in letters}
+    assert len(glyphs) == len(letters)
+    assert not glyphs & {glyph(NO_LETTER), b""}
 
 
 def test_every_hangul_syllable_has_a_glyph() -> None:
@@ -46,18 +46,18 @@ def test_spaces_are_seen() -> None:
     assert font.getlength("a b") > font.getlength("ab") + 2
 
 
-def test_what_a_mac_has_taken_apart_is_put_together() -> None:
+def test_decomposed_syllables_are_composed() -> None:
     for text in ("웹툰", "café"):
         assert drawable(unicodedata.normalize("NFD", text)) == text
 
 
-def test_what_has_no_shape_goes() -> None:
+def test_characters_without_a_glyph_of_their_own_are_removed() -> None:
     assert drawable("a\u200d b\ufe0f\n\tc\ud83d\x00") == "a b c"
 
 
 @pytest.mark.parametrize("text", [*ODD, "a photo of sks girl, " * 9, "웹툰 스타일의 소녀 " * 9])
 @pytest.mark.parametrize("width_px", [0, 3, 40, 300])
-def test_lines_fit_and_are_few(text: str, width_px: int) -> None:
+def test_lines_keep_their_width_and_number(text: str, width_px: int) -> None:
     font = load_font(12)
     lines = wrap(text, font, width_px, 2)
     assert len(lines) <= 2
@@ -93,7 +93,7 @@ def test_lines_end_at_the_bottom_of_their_box() -> None:
     assert rows.min() >= 2 * line_height(font)
 
 
-def test_the_font_is_the_one_that_its_readme_tells_of() -> None:
+def test_the_font_is_the_one_that_its_readme_describes() -> None:
     folder = files("lightning_dreambooth.data") / "fonts"
     assert sha256((folder.parent / FONT).read_bytes()).hexdigest() in (folder / "README.md").read_text()
     assert "SIL OPEN FONT LICENSE Version 1.1" in (folder / "LICENSE.txt").read_text()

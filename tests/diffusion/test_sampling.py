@@ -50,7 +50,7 @@ def test_an_image_is_the_same_alone_and_in_a_batch(model: StableDiffusion) -> No
 def test_guidance_leads_from_the_negative_prompt_by_its_scale(model: StableDiffusion) -> None:
     """One DDIM step by hand: eps = eps_negative + w * (eps_prompt - eps_negative), then x0 from it, decoded."""
     ugly = SamplingSettings("ugly", 1, 3.0, "ddim")
-    drawn = sample(model, [Request("a girl", 0, ugly)], 32)
+    guided = sample(model, [Request("a girl", 0, ugly)], 32)
     latents = torch.randn((1, *model.latent_shape(32)), generator=torch.Generator().manual_seed(0))
     scheduler = DDIMScheduler.from_config(model.scheduler.config)
     scheduler.set_timesteps(1)
@@ -60,6 +60,6 @@ def test_guidance_leads_from_the_negative_prompt_by_its_scale(model: StableDiffu
             model.predict(latents, t, model.embed(model.tokenize([text]))) for text in ("ugly", "a girl")
         )
     expected = scheduler.step(negative + 3.0 * (prompt - negative), t, latents).prev_sample
-    torch.testing.assert_close(drawn, model.decode(expected), atol=1e-4, rtol=0)
+    torch.testing.assert_close(guided, model.decode(expected), atol=1e-4, rtol=0)
     plain = sample(model, [Request("a girl", 0, SamplingSettings("", 1, 3.0, "ddim"))], 32)
-    assert not torch.equal(plain, drawn)
+    assert not torch.equal(plain, guided)

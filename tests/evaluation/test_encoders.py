@@ -69,7 +69,7 @@ def test_dino_sees_the_middle_of_a_larger_image(dino: Dino, images: list[Image.I
     assert "CenterCrop" in dino.preprocessing
 
 
-def test_a_image_is_encoded_the_same_alone_and_in_a_batch(dino: Dino, images: list[Image.Image]) -> None:
+def test_an_image_is_encoded_the_same_alone_and_in_a_batch(dino: Dino, images: list[Image.Image]) -> None:
     together = dino.images(images)
     alone = torch.cat([dino.images([image]) for image in images])
     assert alike(together, alone) > 0.9999
@@ -119,28 +119,28 @@ def test_a_text_is_too_long_from_the_first_token_that_is_cut(clip: Clip) -> None
         (lambda: Lpips("alexnet.pth"), "is not a file"),
     ],
 )
-def test_an_encoder_that_is_not_there_is_named(make: object, message: str) -> None:
+def test_an_encoder_that_does_not_exist_is_named(make: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()  # type: ignore[operator]
 
 
-def test_broken_weights_are_told_in_one_line(tmp_path: Path, images: list[Image.Image]) -> None:
+def test_broken_weights_are_refused_in_one_line(tmp_path: Path, images: list[Image.Image]) -> None:
     folder = tiny.clip(tmp_path / "clip")
     (folder / "open_clip_model.safetensors").write_bytes(b"nothing")
     with pytest.raises(InputError, match="cannot be loaded as an encoder"):
         Clip(str(folder)).images(images)
 
 
-def test_an_encoder_that_asks_to_run_code_is_refused(tmp_path: Path) -> None:
+def test_an_encoder_that_requests_code_to_run_is_refused(tmp_path: Path) -> None:
     config = tiny.clip(tmp_path / "clip") / "open_clip_config.json"
-    about = json.loads(config.read_text())
-    about["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
-    config.write_text(json.dumps(about))
-    with pytest.raises(InputError, match="asks to run code"):
+    content = json.loads(config.read_text())
+    content["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
+    config.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="requests to run code"):
         Clip(str(config.parent))
 
 
-def test_an_encoder_of_nan_is_blamed_and_not_the_images(tmp_path: Path, images: list[Image.Image]) -> None:
+def test_an_encoder_with_nan_is_named_and_not_the_images(tmp_path: Path, images: list[Image.Image]) -> None:
     file = tiny.clip(tmp_path / "clip") / "open_clip_model.safetensors"
     weights = load_file(file)
     save_file({name: value * float("nan") for name, value in weights.items()}, file)
@@ -148,7 +148,7 @@ def test_an_encoder_of_nan_is_blamed_and_not_the_images(tmp_path: Path, images: 
         Clip(str(file.parent)).images(images)
 
 
-def test_a_folder_has_weights_of_its_own(clip: Clip) -> None:
+def test_a_tag_beside_a_folder_is_refused(clip: Clip) -> None:
     with pytest.raises(InputError, match="has weights of its own"):
         Clip(clip.source.removeprefix("local-dir:"), "openai")
 

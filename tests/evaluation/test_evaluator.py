@@ -57,29 +57,29 @@ def test_every_metric_is_what_numpy_makes_of_the_images_it_names(clip: Clip, din
     before, after = images(len(probes), 1), images(len(probes), 2)
     faces = [images(4, 3), images(3, 4)]
     texts = [["a photo of girl"] * 4, ["a photo of girl"] * 3]
-    shown = [[to_pil_image(face) for face in each] for each in faces]
-    instances = [InstanceSet(images, own) for images, own in zip(shown, texts, strict=True)]
+    shown = [[to_pil_image(face) for face in concept] for concept in faces]
+    instances = [InstanceSet(images, prompts) for images, prompts in zip(shown, texts, strict=True)]
     encoders = Encoders(clip, dino if with_dino else None)
     evaluator = FidelityEvaluator(probes, CONCEPTS, instances, before, encoders, torch.device("cpu"))
     measured_all = evaluator.measure(after)
 
     def embedded(encoder: Clip | Dino) -> list[np.ndarray]:
-        return [unit(encoder.images([to_pil_image(each) for each in some])) for some in (after, before, *faces)]
+        return [unit(encoder.images([to_pil_image(image) for image in images])) for images in (after, before, *faces)]
 
     now, then, one, two = embedded(clip)
-    said = unit(clip.texts([probe.text for probe in probes]))
+    probe_texts = unit(clip.texts([probe.text for probe in probes]))
     expected = {
         "clip_i": ((now[:4] @ one.T).mean() + (now[4:6] @ two.T).mean()) / 2,
         "clip_i/sks_under_sks": (now[:4] @ one.T).mean(),
         "clip_i/pink_under_sks": (now[:4] @ two.T).mean(),
         "clip_i/sks_under_pink": (now[4:6] @ one.T).mean(),
         "clip_i/pink_under_pink": (now[4:6] @ two.T).mean(),
-        "clip_t": (now[:6] * said[:6]).sum(1).mean(),
+        "clip_t": (now[:6] * probe_texts[:6]).sum(1).mean(),
     }
-    own = unit(clip.texts(["a photo of girl"]))[0]
+    instance_text = unit(clip.texts(["a photo of girl"]))[0]
     ceiling = {
         "clip_i": (off_diagonal(one @ one.T).mean() + off_diagonal(two @ two.T).mean()) / 2,
-        "clip_t": ((one @ own).mean() + (two @ own).mean()) / 2,
+        "clip_t": ((one @ instance_text).mean() + (two @ instance_text).mean()) / 2,
     }
     tail = "" if with_dino else "/small"
     if with_dino:

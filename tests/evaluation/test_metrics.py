@@ -29,7 +29,7 @@ def test_prompt_similarity_is_the_mean_of_numpys_row_by_row_cosines(rows: torch.
     assert metrics.prompt_similarity(rows, texts) == pytest.approx(np.mean(expected), abs=1e-6)
 
 
-def test_the_ceiling_excludes_pairs_of_a_image_with_itself(rows: torch.Tensor) -> None:
+def test_the_ceiling_excludes_pairs_of_an_image_with_itself(rows: torch.Tensor) -> None:
     pairs = [torch.cosine_similarity(rows[i], rows[j], dim=0).item() for i, j in itertools.combinations(range(7), 2)]
     assert metrics.self_similarity(rows) == pytest.approx(np.mean(pairs), abs=1e-6)
 
@@ -50,8 +50,8 @@ def test_an_identical_set_is_nearest_to_itself_and_its_other_images_are_not(rows
 
 def test_order_does_not_matter(rows: torch.Tensor, others: torch.Tensor) -> None:
     shuffled = rows[torch.randperm(7, generator=torch.Generator().manual_seed(2))]
-    for figure in (metrics.similarity, metrics.nearest):
-        assert figure(shuffled, others.flip(0)) == pytest.approx(figure(rows, others), abs=1e-9)
+    for metric in (metrics.similarity, metrics.nearest):
+        assert metric(shuffled, others.flip(0)) == pytest.approx(metric(rows, others), abs=1e-9)
     assert metrics.self_similarity(shuffled) == pytest.approx(metrics.self_similarity(rows), abs=1e-9)
 
 

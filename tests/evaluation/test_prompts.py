@@ -3,7 +3,7 @@ import pytest
 from lightning_dreambooth.data.concepts import Concept
 from lightning_dreambooth.diffusion.requests import Request, SamplingSettings
 from lightning_dreambooth.errors import InputError
-from lightning_dreambooth.evaluation.prompts import EvaluationPrompts, StatedPrompt, concept_of, strip_identifier
+from lightning_dreambooth.evaluation.prompts import EvaluationPrompts, StatedPrompt, shown_concept, strip_identifier
 
 GIRL = Concept("a photo of sks girl", "girl", "a photo of a girl", "class", "sks")
 BOY = Concept("a photo of zwx boy", "boy", "a photo of a boy", "class", "zwx")
@@ -30,7 +30,7 @@ def evaluation_prompts(
         ("a photo of a girl", "a photo of a girl"),
     ],
 )
-def test_the_identifier_goes_as_a_word_and_its_style_as_a_phrase(prompt: str, text: str) -> None:
+def test_the_identifier_is_removed_as_a_word_and_its_style_as_a_phrase(prompt: str, text: str) -> None:
     assert strip_identifier(prompt, "sks") == text
 
 
@@ -56,17 +56,17 @@ def test_a_prompt_may_state_its_own_text() -> None:
 
 
 def test_a_prompt_belongs_to_the_concept_whose_identifier_it_holds() -> None:
-    assert concept_of("a painting of zwx", [GIRL, BOY]) == 1
-    assert concept_of("a painting of nobody", [Concept("a girl", "girl")]) == 0
+    assert shown_concept("a painting of zwx", [GIRL, BOY]) == 1
+    assert shown_concept("a painting of nobody", [Concept("a girl", "girl")]) == 0
     with pytest.raises(InputError, match="unrelated_prompts"):
-        concept_of("a painting of nobody", [GIRL])
+        shown_concept("a painting of nobody", [GIRL])
     with pytest.raises(InputError, match="a painting of nobody"):
-        concept_of("a painting of nobody", [GIRL, BOY])
+        shown_concept("a painting of nobody", [GIRL, BOY])
 
 
 def test_an_instance_prompt_belongs_to_its_own_concept_also_if_another_has_the_same_identifier() -> None:
     boy = Concept("a photo of sks boy", "boy", "a photo of a boy", "class", "sks")
-    assert [concept_of(prompt, [GIRL, boy]) for prompt in (GIRL.instance_prompt, boy.instance_prompt)] == [0, 1]
+    assert [shown_concept(prompt, [GIRL, boy]) for prompt in (GIRL.instance_prompt, boy.instance_prompt)] == [0, 1]
 
 
 def test_a_class_prompt_among_the_prompts_is_measured_as_class_and_nothing_is_drawn_twice() -> None:

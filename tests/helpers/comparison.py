@@ -1,4 +1,4 @@
-"""What runs have written, compared to the bit."""
+"""Comparison of the files of runs, to the bit."""
 
 from pathlib import Path
 
@@ -7,15 +7,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 
 def left_behind(name: str) -> dict[str, object]:
-    """Everything a run has written, but for times."""
+    """Everything that a run has written, except times."""
     folder = Path("runs", name)
     state = torch.load(folder / "states/step-000006.ckpt", weights_only=True)
     log = EventAccumulator(str(folder)).Reload()
     curves = {tag: [(e.step, e.value) for e in log.Scalars(tag)] for tag in log.Tags()["scalars"]}
     for timed in ("train/samples_per_second", "val/seconds"):
         curves.pop(timed)
-    drawn = [*folder.glob("samples/*.png"), *folder.glob("validation/*.png"), folder / "validation.csv"]
-    images = {str(path.relative_to(folder)): path.read_bytes() for path in drawn}
+    files = [*folder.glob("samples/*.png"), *folder.glob("validation/*.png"), folder / "validation.csv"]
+    images = {str(path.relative_to(folder)): path.read_bytes() for path in files}
     exported = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("exports/step-000006/unet/*"))}
     saved = ("state_dict", "optimizer_states", "lr_schedulers", "DreamBoothData", "global_step")
     grids = [event.step for event in log.Images("samples")]

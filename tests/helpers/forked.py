@@ -1,4 +1,4 @@
-"""The front door in processes of their own, forked from one that has imported everything: a start takes no seconds."""
+"""The command line in separate processes, forked from one that has imported everything, so that they start at once."""
 
 import multiprocessing
 import os
@@ -58,26 +58,26 @@ class Run:
             os.kill(self.process.pid, number)
 
     def wait(self, patience_seconds: int = PATIENCE) -> int:
-        """Exit code, once it has ended; a signal that killed it counts below zero."""
+        """Waits for the end; returns the exit code, negative if a signal killed the process."""
         self.process.join(patience_seconds)
         hangs = self.process.is_alive()
         if hangs:
             self.process.kill()
             self.process.join()
-        assert not hangs, self.said()
+        assert not hangs, self.printed()
         return self.process.exitcode
 
-    def said(self) -> str:
-        """What it has printed so far."""
+    def printed(self) -> str:
+        """The output so far."""
         return self.output.read_text() if self.output.exists() else ""
 
 
 def until(run: Run, condition: Callable[[], object], patience: float = 60.0) -> None:
-    """Waits for something that a run does."""
+    """Waits for a condition while a run is alive."""
     end = time.monotonic() + patience
     while not condition():
-        assert time.monotonic() < end, run.said()
-        assert run.process.is_alive(), run.said()
+        assert time.monotonic() < end, run.printed()
+        assert run.process.is_alive(), run.printed()
         time.sleep(0.01)
 
 

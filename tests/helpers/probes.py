@@ -1,4 +1,4 @@
-"""Callbacks by which tests disturb a run and look into it."""
+"""Callbacks that disturb or record a run."""
 
 import json
 import os
@@ -26,7 +26,7 @@ class Stopper(Callback):
 
 
 class Recorder(Callback):
-    """Writes which samples each process has trained on, and the weights that it ends with."""
+    """Writes the sample indices and the final weights of each process."""
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
@@ -46,7 +46,7 @@ class Recorder(Callback):
 
 
 class Late(Callback):
-    """Lets every process but the first come late to a test."""
+    """Delays every process except the first in `test`."""
 
     def on_test_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Called by Lightning."""

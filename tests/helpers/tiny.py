@@ -19,7 +19,7 @@ WORDS = ["a", "photo", "of", "sks", "girl", "boy", "in", "the", "style", "with",
 
 
 def tokenizer(folder: Path) -> CLIPTokenizer:
-    """CLIP's byte-level tokenizer with letters, a few whole words and no merges learned from data."""
+    """CLIP's byte-level tokenizer with letters and a few whole words."""
     letters = [chr(code) for code in range(33, 127)]
     merges: list[str] = []
     pieces = dict.fromkeys([*letters, *(letter + "</w>" for letter in letters)])
@@ -110,9 +110,9 @@ def clip(folder: Path, seed: int = 0) -> Path:
         },
     }  # fmt: skip
     weights = open_clip.CLIP(**config).state_dict()
-    weights["visual.conv1.weight"] *= 30  # a random tower sees hardly anything else than its own biases
-    about = {"model_cfg": config, "preprocess_cfg": {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3}}
-    (folder / "open_clip_config.json").write_text(json.dumps(about))
+    weights["visual.conv1.weight"] *= 30  # else the biases of a random encoder hide the image
+    content = {"model_cfg": config, "preprocess_cfg": {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3}}
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
     save_file({name: value.contiguous() for name, value in weights.items()}, folder / "open_clip_model.safetensors")
     return folder
 

@@ -12,11 +12,11 @@ from lightning_dreambooth.models.model_files import ModelFiles, fingerprint, loc
 def test_a_missing_part_is_named(tiny_sd: Path, tmp_path: Path, part: str) -> None:
     shutil.copytree(tiny_sd, tmp_path / "broken")
     shutil.rmtree(tmp_path / "broken" / part)
-    with pytest.raises(InputError, match=f"broken misses {part}/"):
+    with pytest.raises(InputError, match=f"broken lacks {part}/"):
         locate(str(tmp_path / "broken"))
 
 
-def test_a_name_that_is_no_folder_and_no_hub_id_is_refused() -> None:
+def test_a_name_that_is_neither_a_folder_nor_a_hub_id_is_refused() -> None:
     with pytest.raises(InputError, match="no/such/model is neither a local folder nor a model"):
         locate("no/such/model")
 
@@ -27,7 +27,7 @@ def test_sizes_are_read_from_the_configs(tiny_sd: Path) -> None:
     assert files.native_resolution_px == 32
 
 
-def test_fingerprints_tell_weights_apart_and_know_them_again(tiny_sd: Path, tmp_path: Path) -> None:
+def test_fingerprints_are_equal_for_equal_weights_only(tiny_sd: Path, tmp_path: Path) -> None:
     weights = tiny_sd / "unet/diffusion_pytorch_model.safetensors"
     shutil.copy(weights, tmp_path / "same.safetensors")
     (tmp_path / "other.safetensors").write_bytes(weights.read_bytes()[:-1] + b"\x7f")

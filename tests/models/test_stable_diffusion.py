@@ -83,7 +83,7 @@ def test_a_variant_is_loaded_by_its_name(model: StableDiffusion, tmp_path: Path)
     for file in list((tmp_path / "saved").rglob("*.safetensors")):
         file.rename(file.with_suffix(".fp16.safetensors"))
     StableDiffusion.load(ModelFiles(str(tmp_path / "saved"), variant="fp16"))
-    with pytest.raises(InputError, match=r"misses unet/diffusion_pytorch_model\.safetensors"):
+    with pytest.raises(InputError, match=r"lacks unet/diffusion_pytorch_model\.safetensors"):
         _ = ModelFiles(str(tmp_path / "saved")).folder
 
 
@@ -91,8 +91,8 @@ def test_another_vae_replaces_the_models_own(tiny_sd: Path, tmp_path: Path) -> N
     other = tiny.stable_diffusion(tmp_path / "other", seed=1)
     for folder in (other, other / "vae"):
         loaded = StableDiffusion.load(ModelFiles(str(tiny_sd), vae=str(folder))).vae.state_dict()
-        own = AutoencoderKL.from_pretrained(other, subfolder="vae", low_cpu_mem_usage=False).state_dict()
-        assert all(torch.equal(value, loaded[name]) for name, value in own.items())
+        expected = AutoencoderKL.from_pretrained(other, subfolder="vae", low_cpu_mem_usage=False).state_dict()
+        assert all(torch.equal(value, loaded[name]) for name, value in expected.items())
 
 
 def test_short_sequences_trained_on_a_cpu_give_the_same_gradient_as_fused_attention(model: StableDiffusion) -> None:

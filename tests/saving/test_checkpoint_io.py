@@ -41,7 +41,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, folder: bool) 
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
 
 
-def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+def test_two_writers_of_one_file_do_not_disturb_each_other(tmp_path: Path) -> None:
     target = tmp_path / "state"
     with replaced(target) as mine:
         mine.write_text("mine")
@@ -52,7 +52,7 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
 
 
-def test_who_owns_a_folder_removes_what_others_have_left_half_written(tmp_path: Path) -> None:
+def test_the_owner_of_a_folder_removes_unfinished_files(tmp_path: Path) -> None:
     orphan = replaced(tmp_path / "state.ckpt")
     orphan.__enter__().write_text("half")
     (tmp_path / OLD.format("step-000004")).mkdir()  # killed between two renames

@@ -64,8 +64,8 @@ def room(folder: Path) -> Path:
 def study(folder: Path, *words: str) -> str:
     """Runs the study to its end; returns what it and its fits have printed."""
     run = forked.start(folder, ["study", *(words or ["mine.yaml"])])
-    assert run.wait(patience_seconds=600) == 0, run.said()
-    return run.said()
+    assert run.wait(patience_seconds=600) == 0, run.printed()
+    return run.printed()
 
 
 def rows(file: Path) -> list[dict[str, str]]:
@@ -74,14 +74,14 @@ def rows(file: Path) -> list[dict[str, str]]:
 
 
 def tables(folder: Path) -> dict[str, list[dict[str, str]]]:
-    """All tables, without the digests in the names of runs, and with what is drawn by content."""
-    found = {}
+    """All tables, without the digests in names of runs, and with images by their content."""
+    by_name = {}
     for file in sorted((folder / "runs/mine/tables").glob("*.csv")):
-        found[file.stem] = [
+        by_name[file.stem] = [
             {key: sha256(folder / value) if key == "file" else value for key, value in row.items()}
             for row in rows(file)
         ]
-    return found
+    return by_name
 
 
 @pytest.fixture(scope="module")
@@ -92,18 +92,18 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_last_line_says_where_everything_lies(done: Path) -> None:
-    said = (done / "said").read_text().splitlines()
+def test_the_last_line_names_every_output(done: Path) -> None:
+    lines = (done / "said").read_text().splitlines()
     pattern = r"mine: 4 fits, 3 figures, 16 images measured in \d+ min; report in (\S+), tables in (\S+)"
-    report, tables = re.fullmatch(pattern, said[-1]).groups()
+    report, tables = re.fullmatch(pattern, lines[-1]).groups()
     assert (done / report).is_file()
     assert {file.stem for file in (done / tables).iterdir()} == {"images", "figures", "fits", "findings"}
-    assert sum("steps help" in line for line in said) == 1
+    assert sum("steps help" in line for line in lines) == 1
 
 
 def test_the_report_needs_no_other_file_and_shows_every_image(done: Path) -> None:
     page = (done / "runs/mine/report.html").read_text()
-    assert [each for each in re.findall(r'(?:src|href)="([^"]*)"', page) if not each.startswith(("data:", "#"))] == []
+    assert [link for link in re.findall(r'(?:src|href)="([^"]*)"', page) if not link.startswith(("data:", "#"))] == []
     assert page.count('src="data:image/webp') == 4 + 2 * 4 + 2 * 4  # training images, both figures
     assert "look at &lt;this&gt;" in page
     assert "steps help" in page
@@ -111,36 +111,36 @@ def test_the_report_needs_no_other_file_and_shows_every_image(done: Path) -> Non
     assert page.count("data:image/svg+xml") >= 2 * 3  # curves of the settings, and of training
 
 
-def test_rows_of_images_hold_what_an_encoder_says_of_them(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_images_hold_the_metrics_of_an_encoder(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(done)
     clip = Clip("clip")
-    own = clip.images([read_image(path) for path in sorted(Path("girl").glob("*.png"))])
-    found = rows(Path("runs/mine/tables/images.csv"))
-    assert len(found) == 16
-    for row in found:
-        drawn = clip.images([read_image(Path(row["file"]))])
+    instances = clip.images([read_image(path) for path in sorted(Path("girl").glob("*.png"))])
+    images = rows(Path("runs/mine/tables/images.csv"))
+    assert len(images) == 16
+    for row in images:
+        embedding = clip.images([read_image(Path(row["file"]))])
         texts = clip.texts([row["text"], "a photo", "ugly"])
-        assert float(row["clip_i"]) == pytest.approx(cosines(drawn, own).mean().item(), abs=1e-3)
-        said = cosines(drawn, texts)[0]
-        assert float(row["clip_t"]) == pytest.approx(said[0].item(), abs=1e-3)
-        better = torch.softmax(clip.logit_scale * said[1:], 0)[0].item()
+        assert float(row["clip_i"]) == pytest.approx(cosines(embedding, instances).mean().item(), abs=1e-3)
+        to_texts = cosines(embedding, texts)[0]
+        assert float(row["clip_t"]) == pytest.approx(to_texts[0].item(), abs=1e-3)
+        better = torch.softmax(clip.logit_scale * to_texts[1:], 0)[0].item()
         assert float(row["quality"]) == pytest.approx(better, abs=2e-2)
-    assert {row["text"] for row in found} == {"a photo of girl", "a photo of a boy"}
+    assert {row["text"] for row in images} == {"a photo of girl", "a photo of a boy"}
 
 
 def test_columns_of_a_figure_share_their_noise(done: Path) -> None:
-    found = rows(done / "runs/mine/tables/images.csv")
+    images = rows(done / "runs/mine/tables/images.csv")
     by_row: dict[tuple[str, ...], list[str]] = {}
-    for row in found:
+    for row in images:
         by_row.setdefault((row["figure"], row["variant"], row["steps"], row["fit_seed"]), []).append(row["seed"])
     assert set(map(tuple, by_row.values())) == {("5", "6")}
 
 
-def test_figures_are_the_means_over_fits(done: Path) -> None:
+def test_metrics_of_figures_are_the_means_over_fits(done: Path) -> None:
     images = rows(done / "runs/mine/tables/images.csv")
     for row in rows(done / "runs/mine/tables/figures.csv"):
-        mine = [each for each in images if all(each[key] == row[key] for key in ("figure", "variant", "steps"))]
-        assert float(row["clip_i"]) == pytest.approx(sum(float(each["clip_i"]) for each in mine) / len(mine))
+        mine = [image for image in images if all(image[key] == row[key] for key in ("figure", "variant", "steps"))]
+        assert float(row["clip_i"]) == pytest.approx(sum(float(image["clip_i"]) for image in mine) / len(mine))
         assert float(row["clip_i_low"]) <= float(row["clip_i"]) <= float(row["clip_i_high"])
 
 
@@ -148,43 +148,43 @@ def test_a_finished_study_is_not_run_again(done: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (done / "runs/mine").rglob("*.safetensors")}
     before |= {path: path.stat().st_mtime_ns for path in (done / "runs/mine").rglob("*.png")}
     first = tables(done)
-    said = study(done)
-    assert "mine: 4 fits, 9 parts, of which 9 are done" in said
+    printed = study(done)
+    assert "mine: 4 fits, 9 tasks, of which 9 are done" in printed
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert tables(done) == first
 
 
-def test_a_dry_run_tells_what_is_left_and_does_nothing(done: Path, tmp_path: Path) -> None:
+def test_a_dry_run_lists_unfinished_tasks_and_runs_none(done: Path, tmp_path: Path) -> None:
     assert "about 0 min in all" in study(done, "mine.yaml", "--dry_run")
     folder = room(tmp_path)
-    said = study(folder, "mine.yaml", "--dry_run")
-    assert "mine: 4 fits, 9 parts, of which 0 are done" in said
-    assert "fit without, seed 2: 4 steps" in said
+    printed = study(folder, "mine.yaml", "--dry_run")
+    assert "mine: 4 fits, 9 tasks, of which 0 are done" in printed
+    assert "fit without, seed 2: 4 steps" in printed
     assert not (folder / "runs").exists()
     assert not (folder / "class").exists()
 
 
-def test_what_was_changed_is_run_again_and_nothing_else(done: Path, tmp_path: Path) -> None:
+def test_only_what_was_changed_runs_again(done: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(done, tmp_path / "copy", symlinks=True)
     changed = STUDY | {"variants": {"with": {}, "without": {"model.prior_weight": 0.0, "data.flip": True}}}
     (folder / "mine.yaml").write_text(yaml.safe_dump(changed | {"seeds": [1]}))
-    assert "mine: 2 fits, 5 parts, of which 3 are done" in study(folder)
+    assert "mine: 2 fits, 5 tasks, of which 3 are done" in study(folder)
     (folder / "girl/00.png").unlink()  # what is learned is part of what a fit is
-    said = study(folder)
-    assert "mine: 2 fits, 5 parts, of which 1 are done" in said
+    printed = study(folder)
+    assert "mine: 2 fits, 5 tasks, of which 1 are done" in printed
 
 
-def test_a_killed_study_goes_on_and_ends_as_if_it_had_not_been(done: Path, tmp_path: Path) -> None:
+def test_a_killed_study_that_is_resumed_ends_like_an_uninterrupted_one(done: Path, tmp_path: Path) -> None:
     folder = room(tmp_path)
     for number in (signal.SIGTERM, signal.SIGKILL):
         run = forked.start(folder, ["study", "mine.yaml"])
         fits = len(list((folder / "runs").glob("mine/*/study.json")))
         while len(list((folder / "runs").glob("mine/*/exports/*"))) <= fits:
             time.sleep(0.05)
-            assert run.process.is_alive(), run.said()
+            assert run.process.is_alive(), run.printed()
         os.kill(run.process.pid, number)
         code = run.wait()
-        assert code in (128 + number, -number), run.said()
+        assert code in (128 + number, -number), run.printed()
     study(folder)
     assert tables(folder) == tables(done)
 
@@ -197,9 +197,9 @@ def test_a_grid_becomes_curves(tmp_path: Path) -> None:
     }  # fmt: skip
     (folder / "mine.yaml").write_text(yaml.safe_dump(content))
     study(folder)
-    found = rows(folder / "runs/mine/tables/figures.csv")
-    assert [row["num_instance_images"] for row in found] == ["2", "4"]
-    assert [row["variant"] for row in found] == ["num_instance_images=2", "num_instance_images=4"]
+    figures = rows(folder / "runs/mine/tables/figures.csv")
+    assert [row["num_instance_images"] for row in figures] == ["2", "4"]
+    assert [row["variant"] for row in figures] == ["num_instance_images=2", "num_instance_images=4"]
     assert (folder / "runs/mine/report.html").read_text().count('<img src="data:image/svg+xml') >= 3
 
 
@@ -210,42 +210,42 @@ def test_every_subject_of_a_dataset_is_fitted_tested_and_merged(tmp_path: Path) 
     content = {"config": "fit.yaml", "dreambench": {"folder": "set"}, "overrides": overrides, "seeds": [3]}
     (folder / "mine.yaml").write_text(yaml.safe_dump(content))
     study(folder)
-    found = rows(folder / "runs/mine/tables/dreambench.csv")
-    assert [row[""] for row in found[:3]] == ["mug", "owl", "mean of 2 subjects"]
-    assert float(found[2]["clip_i"]) == pytest.approx((float(found[0]["clip_i"]) + float(found[1]["clip_i"])) / 2)
-    assert float(found[2]["clip_i_low"]) == pytest.approx(min(float(row["clip_i"]) for row in found[:2]))
-    assert [row["clip_t"] for row in found if row[""] == "published: DreamBooth, Stable Diffusion"] == ["0.305"]
+    table = rows(folder / "runs/mine/tables/dreambench.csv")
+    assert [row[""] for row in table[:3]] == ["mug", "owl", "mean of 2 subjects"]
+    assert float(table[2]["clip_i"]) == pytest.approx((float(table[0]["clip_i"]) + float(table[1]["clip_i"])) / 2)
+    assert float(table[2]["clip_i_low"]) == pytest.approx(min(float(row["clip_i"]) for row in table[:2]))
+    assert [row["clip_t"] for row in table if row[""] == "published: DreamBooth, Stable Diffusion"] == ["0.305"]
     assert "published: DreamBooth, Imagen" in (folder / "runs/mine/report.html").read_text()
     assert "of which 6 are done" in study(folder)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"overrides": {"model.colour": "red"}}, "model.colour"),
         ({"overrides": {"model.prior_weight": -1}}, "model.prior_weight is -1"),
         ({"overrides": {"data.instance_data_dir": "nowhere"}}, "nowhere is not a folder"),
-        ({"overrides": {"fidelity.clip_model": None}}, "nothing measures its images"),
+        ({"overrides": {"fidelity.clip_model": None}}, "no encoder measures its images"),
         ({"overrides": {"checkpoint.keep_exports": 10**9}}, "bytes are free there"),
     ],
 )
 def test_a_study_that_cannot_run_is_refused_before_anything_is_trained(
-    tmp_path: Path, change: dict[str, object], said: str
+    tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
     folder = room(tmp_path)
     (folder / "mine.yaml").write_text(yaml.safe_dump(STUDY | change))
     run = forked.start(folder, ["study", "mine.yaml"])
     assert run.wait() == 2
-    assert said in [line for line in run.said().splitlines() if "error:" in line][-1]
+    assert message in [line for line in run.printed().splitlines() if "error:" in line][-1]
     assert not (folder / "runs").exists()
 
 
 def of_the_first_fits(folder: Path) -> list[list[str]]:
-    """What each image of the fits with the first seed is, and looks like."""
+    """Labels and content of each image of the fits with the first seed."""
     return [list(row.values()) for row in tables(folder)["images"] if row["fit_seed"] == "1"]
 
 
-def test_fits_of_two_processes_give_the_same_figures(done: Path, tmp_path: Path) -> None:
+def test_fits_of_two_processes_give_the_same_metrics(done: Path, tmp_path: Path) -> None:
     folder = room(tmp_path)
     two = {"trainer.devices": 2, "trainer.strategy": "ddp", "data.batch_size": 1}
     (folder / "mine.yaml").write_text(yaml.safe_dump(STUDY | {"overrides": two, "seeds": [1]}))
@@ -262,12 +262,12 @@ def test_ray_with_a_worker_killed_gives_the_same_images(done: Path, tmp_path: Pa
     run = forked.start(folder, ["study", "mine.yaml", "--executor=ray"])
     killed = False
     while not killed:
-        assert run.process.is_alive(), run.said()
+        assert run.process.is_alive(), run.printed()
         time.sleep(0.05)
         if list((folder / "runs").glob("mine/*/states/*")) and (workers := workers_in(folder)):
             os.kill(workers[0], signal.SIGKILL)
             killed = True
-    assert run.wait(patience_seconds=600) == 0, run.said()
+    assert run.wait(patience_seconds=600) == 0, run.printed()
     assert of_the_first_fits(folder) == of_the_first_fits(done)
 
 
@@ -276,11 +276,11 @@ def test_a_study_on_ray_that_is_stopped_leaves_nothing_behind(tmp_path: Path) ->
     (folder / "mine.yaml").write_text(yaml.safe_dump(STUDY | {"seeds": [1], "overrides": {"trainer.max_steps": 5000}}))
     run = forked.start(folder, ["study", "mine.yaml", "--executor=ray"])
     while not list((folder / "runs").glob("mine/*/samples/*")):
-        assert run.process.is_alive(), run.said()
+        assert run.process.is_alive(), run.printed()
         time.sleep(0.05)
     run.send(signal.SIGTERM)
-    assert run.wait() == 128 + signal.SIGTERM, run.said()
-    assert "stopped by SIGTERM; what was written stays" in run.said()
+    assert run.wait() == 128 + signal.SIGTERM, run.printed()
+    assert "stopped by SIGTERM; what was written stays" in run.printed()
     assert workers_in(folder) == []
     assert [process for process in processes() if b"lightning_dreambooth" in command_of(process)
             and str(folder).encode() in place_of(process)] == []  # fmt: skip
@@ -291,7 +291,7 @@ def processes() -> list[int]:
 
 
 def workers_in(folder: Path) -> list[int]:
-    """Ray's workers that do parts of the study in a folder."""
+    """Ray's workers that run tasks of the study in a folder."""
     return [
         process for process in processes()
         if b"ray::_do" in command_of(process) and place_of(process) == str(folder).encode()
@@ -339,5 +339,5 @@ def test_the_study_on_a_model_of_stable_diffusions_layout(tmp_path: Path) -> Non
     study(folder)
     page = (folder / "runs/mine/report.html").read_text()
     assert len(re.findall(r"<section id=", page)) == len(extended["figures"])
-    found = rows(folder / "runs/mine/tables/figures.csv")
-    assert {"clip_i", "dino", "clip_t", "quality", "div"} <= found[0].keys()
+    figures = rows(folder / "runs/mine/tables/figures.csv")
+    assert {"clip_i", "dino", "clip_t", "quality", "div"} <= figures[0].keys()

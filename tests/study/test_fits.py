@@ -8,7 +8,7 @@ from helpers import tiny
 
 from lightning_dreambooth.cli.main import build_job
 from lightning_dreambooth.evaluation.dreambench import Subject
-from lightning_dreambooth.study.fits import benchmark_folder, finished, fit_of, locked
+from lightning_dreambooth.study.fits import benchmark_folder, build_fit, finished, locked
 from lightning_dreambooth.study.variants import Variant
 
 Name = Callable[..., str]
@@ -16,7 +16,7 @@ Name = Callable[..., str]
 
 @pytest.fixture
 def name(here: Path, tiny_sd: Path, small_clip: Path) -> Name:
-    """What a fit is called."""
+    """The name of a fit."""
     (here / "fit.yaml").write_text("model: {prior_weight: 1.0}\n")
     common = {
         "model.pretrained": str(tiny_sd), "data.instance_data_dir": "girl", "data.class_data_dir": "class",
@@ -28,7 +28,7 @@ def name(here: Path, tiny_sd: Path, small_clip: Path) -> Name:
     def name(**changes: object) -> str:
         changed = common | {key.replace("__", "."): value for key, value in changes.items()}
         variant = Variant("a", ["fit.yaml"], changed, {})
-        return fit_of("mine", variant, 1, build_job(variant.argv(1))).name
+        return build_fit("mine", variant, 1, build_job(variant.argv(1))).name
 
     return name
 
@@ -45,7 +45,7 @@ def test_a_fit_is_named_by_all_that_decides_it(name: Name, here: Path) -> None:
     assert len({*names}) == len(names)
 
 
-def test_what_does_not_decide_it_leaves_its_name(name: Name) -> None:
+def test_settings_that_do_not_decide_a_fit_leave_its_name(name: Name) -> None:
     assert name() == name(samples__num_images=7) == name(checkpoint__every_n_steps=1)
 
 
@@ -65,14 +65,13 @@ def test_a_concepts_list_decides_by_its_content(name: Name, here: Path) -> None:
     assert names[0] != names[1]
 
 
-def test_looking_leaves_nothing_behind(name: Name, here: Path) -> None:
+def test_building_a_job_writes_nothing(name: Name, here: Path) -> None:
     before = {*here.rglob("*")}
     name()
     assert {*here.rglob("*")} == before
 
 
 def test_one_process_at_a_time_works_on_a_run(here: Path) -> None:
-
     run = here / "runs/mine/a"
     with locked(run), run.with_name(".a.lock").open() as other, pytest.raises(BlockingIOError):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -84,9 +83,9 @@ def test_a_test_is_named_by_how_it_is_drawn(name: Name, here: Path, tiny_sd: Pat
     words = ["--config=fit.yaml", f"--model.pretrained={tiny_sd}", "--model.prior_weight=0", "--trainer.max_steps=1"]
     words += ["--data.instance_data_dir=girl", "--data.instance_prompt=a photo of x"]
     variant = Variant("a", ["fit.yaml"], {}, {})
-    found = set()
+    folders = set()
     for more in ([], ["--benchmark.steps=3"]):
         job = build_job([*words, *more])
-        found.add(benchmark_folder(fit_of("mine", variant, 1, job), job, subject))
-    found.add(benchmark_folder(fit_of("mine", variant, 1, job), job, subject._replace(prompts=["b {0} {1}"])))
-    assert len(found) == 3
+        folders.add(benchmark_folder(build_fit("mine", variant, 1, job), job, subject))
+    folders.add(benchmark_folder(build_fit("mine", variant, 1, job), job, subject._replace(prompts=["b {0} {1}"])))
+    assert len(folders) == 3

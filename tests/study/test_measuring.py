@@ -2,13 +2,13 @@ import math
 
 import pytest
 
-from lightning_dreambooth.study.figures import Figure, Row
+from lightning_dreambooth.study.figures import Figure, FigureRow
 from lightning_dreambooth.study.measuring import decide
 from lightning_dreambooth.study.spec import FigureSpec, Hypothesis
 
 
-def row(steps: int) -> Row:
-    return Row("a", {"variant": "a", "prompt": "x", "steps": steps}, {"steps": steps}, range(2))
+def row(steps: int) -> FigureRow:
+    return FigureRow("a", {"variant": "a", "prompt": "x", "steps": steps}, {"steps": steps}, range(2))
 
 
 FIGURE = Figure("one", FigureSpec(), ["a"], [row(2), row(4), row(8)])
@@ -47,5 +47,5 @@ def test_rows_that_both_sides_hold_are_averaged() -> None:
     assert (verdict.more, verdict.less) == (1.0, 0.0)
 
 
-def test_a_measure_without_an_encoder_has_no_verdict() -> None:
+def test_a_metric_without_an_encoder_has_no_verdict() -> None:
     assert decide(Hypothesis("", "one", "dino", {}, {}), FIGURE, {(0, 0): {"clip_t": 1.0}}) is None

@@ -35,20 +35,20 @@ def page() -> str:
 
 
 def test_every_image_is_embedded_once_in_a_button_that_says_what_it_is(page: str) -> None:
-    found = re.findall(r'<button type="button"><img src="(data:[^"]*)" alt="([^"]+)"[^>]*></button>', page)
-    assert sorted(source for source, _ in found) == sorted(IMAGES + CURVES)
+    buttons = re.findall(r'<button type="button"><img src="(data:[^"]*)" alt="([^"]+)"[^>]*></button>', page)
+    assert sorted(source for source, _ in buttons) == sorted(IMAGES + CURVES)
     assert page.count("data:image/webp;base64,") == len(IMAGES)
-    assert page.count("<img") == len(found)
-    names = dict(found)
+    assert page.count("<img") == len(buttons)
+    names = dict(buttons)
     assert names[IMAGES[5]] == "웹툰 &#34;a&#34; &lt;b&gt;, fit seed 2, 2 of 4"
     assert names[IMAGES[9]] == "a, 2 of 2"
-    assert len(set(names.values())) == len(found)
+    assert len(set(names.values())) == len(buttons)
 
 
 def test_the_head_counts_the_images_measured(page: str) -> None:
     assert re.search(r"2 fits of each \(seeds 1, 2\),\s+8 images measured; 3 minutes of fitting", page)
 
 
-def test_nothing_is_fetched(page: str) -> None:
+def test_the_page_fetches_nothing(page: str) -> None:
     assert not re.findall(r"https?://|@import|url\(|<link|<script [^>]*src|<iframe|fetch\(", page)
     assert page.count("<script>") == page.count("<dialog ") == 1
