@@ -78,7 +78,7 @@ def test_every_config_trains_to_an_export(
     words += [f"--{key}={value}" for key, value in settings.items()]
     monkeypatch.setattr("sys.argv", ["lightning_dreambooth", "fit", *words])
     finished = main()
-    assert finished.folder == Path("runs", Path(files[-1]).stem)
+    assert finished.folder == Path("runs", "-".join(Path(file).stem for file in files))
     pipeline = StableDiffusionPipeline.from_pretrained(finished.folder / "exports/step-000001")
     assert pipeline.unet.config.sample_size == 8
 

@@ -32,15 +32,6 @@ def log_image(trainer: pl.Trainer, name: str, image: Image.Image, step: int) -> 
             logger.log_image(name, [image], step)
 
 
-def log_text(trainer: pl.Trainer, name: str, text: str) -> None:
-    """Logs a text with TensorBoard, which shows it as Markdown, and with Weights & Biases, as a table of one cell."""
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_text(name, text)
-        elif isinstance(logger, WandbLogger):
-            logger.log_text(name, columns=[name], data=[[text]])
-
-
 def log_config(trainer: pl.Trainer, text: str, values: Mapping[str, Any]) -> None:
     """Logs the config of a run with every logger.
 

@@ -29,7 +29,7 @@ class TrainingMonitor(Callback):
         self.rates: dict[str, float] = {}
         self.norms: dict[str, float] = {}
         self.updates = self.skipped = self.samples = 0
-        self.seconds = 0.0
+        self.seconds = self.waited_before = 0.0
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
         """Starts the clock, which leaves out the time of other callbacks between steps."""
@@ -99,8 +99,9 @@ class TrainingMonitor(Callback):
             f"watch/{kind}/{part}": value for kind, by_part in monitored.items() for part, value in by_part.items()
         }
         loader: Any = trainer.train_dataloader
-        values["train/samples_per_second"] = self.samples / (self.seconds + loader.waited_seconds)
-        self.samples, self.seconds, loader.waited_seconds = 0, 0.0, 0.0
+        waited = loader.waited_seconds - self.waited_before
+        values["train/samples_per_second"] = self.samples / (self.seconds + waited)
+        self.samples, self.seconds, self.waited_before = 0, 0.0, loader.waited_seconds
         log_metrics(trainer, values, trainer.global_step)
 
 

@@ -87,12 +87,9 @@ class Fidelity(Callback):
         }  # fmt: skip
         if given := [name for name, value in needs_encoder.items() if value is not None and not self.encoders.by_role]:
             raise InputError(f"fidelity.{given[0]} is given, but no encoder: give fidelity.clip_model or fidelity.dino")
-        seeds = range(seed, seed + num_images)
-        self.prompts = EvaluationPrompts(prompts, unrelated_prompts or [], seeds, settings)
+        self.prompts = EvaluationPrompts(prompts, unrelated_prompts or [], range(seed, seed + num_images), settings)
         self.batch_size, self.base, self.base_dir = batch_size, base, Path(base_dir)
-        self.every_n_steps = every_n_steps
-        self.losses_every_n_steps = losses_every_n_steps
-        self.patience = patience
+        self.every_n_steps, self.losses_every_n_steps, self.patience = every_n_steps, losses_every_n_steps, patience
         self.history: list[MetricsRow] = []
         self.evaluations = 0
         self.preparing_s = 0.0  # not logged yet

@@ -41,8 +41,8 @@ def add_sections(parser: LightningArgumentParser) -> None:
     parser.add_argument(
         "--name", type=str | None, default=None,
         help="Name of the run; everything it writes lies in runs/<name>. With --ckpt_path last, validate, test and "
-        "predict read the newest state of the run of that name. (default of fit: the config's name, or dreambooth; of "
-        "test: test-<subject>; of the others: the verb)",
+        "predict read the newest state of the run of that name. (default of fit: the names of the configs, or "
+        "dreambooth; of test: test-<subject>; of the others: the verb)",
     )  # fmt: skip
     for section, kind in SECTIONS.items():
         parser.add_lightning_class_args(kind, section)

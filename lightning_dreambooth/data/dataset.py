@@ -199,11 +199,11 @@ class PairDataset(Dataset[Sample]):
         rows = [row for half in zip(*(sample.rows for sample in samples), strict=True) for row in half]
         images = torch.stack([row.image for row in rows])
         prompts = [self.prompts[row.prompt] for row in rows]
-        encoded = [prompt for prompt in prompts if isinstance(prompt, Conditioning)]
         ids = [prompt for prompt in prompts if isinstance(prompt, Tensor)]
+        encoded = [prompt for prompt in prompts if not isinstance(prompt, Tensor)]
         return Batch(
             indices=[sample.sample_index for sample in samples],
             halves=HALVES[: len(samples[0].rows)],
             images=Pixels(images) if self.cache is None else Moments(images),
-            prompts=stack(encoded) if encoded else TokenIds(torch.stack(ids)),
+            prompts=TokenIds(torch.stack(ids)) if ids else stack(encoded),
         )

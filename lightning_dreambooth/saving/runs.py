@@ -14,10 +14,9 @@ CACHE = RUNS / ".cache"  # files that runs share
 
 
 def default_name(configs: list[Path]) -> str:
-    """The name of the last config, or of its folder if it is the `config.yaml` of a run."""
-    if not configs:
-        return "dreambooth"
-    return configs[-1].resolve().parent.name if configs[-1].name == "config.yaml" else configs[-1].stem
+    """The names of the configs, joined by hyphens; a `config.yaml` of a run has the name of its folder."""
+    names = [config.resolve().parent.name if config.name == "config.yaml" else config.stem for config in configs]
+    return "-".join(names) or "dreambooth"
 
 
 def run_folder(name: str | None, default: str, resumed: Path | None) -> Path:

@@ -29,11 +29,6 @@ class Written(WandbLogger):
     def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
         self.calls.append(("image", key, images, step))
 
-    def log_text(
-        self, key: str, columns: Any = None, data: Any = None, dataframe: Any = None, step: Any = None
-    ) -> None:
-        self.calls.append(("text", key, columns, data))
-
     def log_hyperparams(self, params: Any) -> None:
         self.calls.append(("config", params))
 
@@ -45,7 +40,6 @@ def trainer(*loggers: Any) -> pl.Trainer:
 def log_everything(to: pl.Trainer) -> None:
     loggers.log_metrics(to, {"train/loss": 0.25, "watch/learning_rate/unet": 1e-5}, 7)
     loggers.log_image(to, "samples", IMAGE, 7)
-    loggers.log_text(to, "note", "웹툰 *girl*")
     loggers.log_config(to, "seed_everything: 3", CONFIG)
     loggers.log_layout(to, {"metrics": {"clip_i": ["val/clip_i$", "val/clip_i/base$"]}})
     loggers.flush(to)
@@ -61,8 +55,8 @@ def test_two_tensorboards_both_show_everything(tmp_path: Path) -> None:
         (shown,) = log.Images("samples")
         assert shown.step == 7
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(shown.encoded_image_string))), np.asarray(IMAGE))
-        texts = {tag: log.Tensors(tag)[0].tensor_proto.string_val[0].decode() for tag in log.Tags()["tensors"][:2]}
-        assert texts == {"note/text_summary": "웹툰 *girl*", "config/text_summary": "```yaml\nseed_everything: 3\n```"}
+        texts = {tag: log.Tensors(tag)[0].tensor_proto.string_val[0].decode() for tag in log.Tags()["tensors"][:1]}
+        assert texts == {"config/text_summary": "```yaml\nseed_everything: 3\n```"}
         assert b"val/clip_i/base$" in log.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
 
 
@@ -72,7 +66,6 @@ def test_weights_and_biases_receives_the_same_beside_tensorboard(tmp_path: Path)
     assert written.calls == [
         ("metrics", {"train/loss": 0.25, "watch/learning_rate/unet": 1e-5}, 7),
         ("image", "samples", [IMAGE], 7),
-        ("text", "note", ["note"], [["웹툰 *girl*"]]),
         ("config", CONFIG),
     ]
 
@@ -88,7 +81,6 @@ def test_wandb_itself_accepts_everything_offline(tmp_path: Path, monkeypatch: py
     assert (summary["train/loss"], summary["trainer/global_step"]) == (0.25, 7)
     (file,) = tmp_path.rglob("samples_*.png")
     assert np.array_equal(np.asarray(Image.open(file)), np.asarray(IMAGE))
-    assert list(tmp_path.rglob("note_*.table.json"))
 
 
 def test_other_loggers_receive_metrics_and_the_config(tmp_path: Path) -> None:
