@@ -77,14 +77,17 @@ class Fidelity(Callback):
     ) -> None:
         if num_images < 2:
             raise InputError(f"fidelity.num_images is {num_images}, must be 2 or more: diversity compares them")
-        counts = {"batch_size": batch_size, "every_n_steps": every_n_steps, "patience": patience}
-        check_positive("fidelity", counts | {"losses_every_n_steps": losses_every_n_steps})
+        counts = {
+            "batch_size": batch_size,
+            "every_n_steps": every_n_steps,
+            "losses_every_n_steps": losses_every_n_steps,
+        }
+        check_positive("fidelity", counts | {"patience": patience})
         check_seed(seed)
         settings = SamplingSettings(negative_prompt, steps, guidance_scale, sampler)
         self.encoders = encoders_for(clip_model, clip_pretrained, dino, lpips)
-        needs_encoder = {
-            "lpips": lpips, "patience": patience, "prompts": prompts, "unrelated_prompts": unrelated_prompts
-        }  # fmt: skip
+        needs_encoder: dict[str, Any] = {"lpips": lpips, "patience": patience, "prompts": prompts}
+        needs_encoder |= {"unrelated_prompts": unrelated_prompts}
         if given := [name for name, value in needs_encoder.items() if value is not None and not self.encoders.by_role]:
             raise InputError(f"fidelity.{given[0]} is given, but no encoder: give fidelity.clip_model or fidelity.dino")
         self.prompts = EvaluationPrompts(prompts, unrelated_prompts or [], range(seed, seed + num_images), settings)
