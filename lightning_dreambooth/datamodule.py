@@ -15,7 +15,7 @@ from lightning_dreambooth.data.concepts import Concept, given_concepts
 from lightning_dreambooth.data.dataset import ConceptImages, PairDataset, TrainingSetup
 from lightning_dreambooth.data.latents import ENCODE_BATCH, LatentCache, encode_prompts, images_at_once
 from lightning_dreambooth.data.loading import OrderedLoader, ShardedOrder
-from lightning_dreambooth.diffusion.requests import Sampler, SamplingSettings
+from lightning_dreambooth.diffusion.requests import Sampler, SamplingSettings, of_section
 from lightning_dreambooth.distributed import ignore_signals_in_worker, rank, world_size
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.models.conditioning import Conditioning
@@ -96,7 +96,9 @@ class DreamBoothData(pl.LightningDataModule):
         self.cache_latents = cache_latents
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.num_workers = num_workers
-        self.class_settings = SamplingSettings(class_negative_prompt, class_steps, class_guidance_scale, class_sampler)
+        with of_section("data.class_"):
+            sampling = (class_negative_prompt, class_steps, class_guidance_scale, class_sampler)
+            self.class_settings = SamplingSettings(*sampling)
         self.class_batch_size = class_batch_size
         if training_setup is None:
             raise InputError("data.training_setup is not given; take that of the module")

@@ -36,7 +36,7 @@ class DreamBooth(pl.LightningModule):
         text_encoder_lr: Learning rate of the text encoder; null takes the optimizer's.
         text_encoder_stop_step: Optimizer step from which the text encoder no longer changes.
         optimizer: Optimizer of the trained weights.
-        lr_schedule: Learning-rate schedule after the warm-up: constant, linear or cosine.
+        lr_schedule: Learning-rate schedule after the warm-up.
         warmup_steps: Optimizer steps of linear warm-up.
         snr_gamma: Gamma of min-SNR weighting (arXiv:2303.09556) of instance and class rows; null weights equally.
         noise_offset: Strength of the per-channel noise offset.

@@ -1,6 +1,6 @@
-"""Logging of metrics, images, texts and configs to every logger of a trainer that can show them.
+"""Logging of metrics, images, configs and chart layouts to every logger of a trainer that can show them.
 
-Lightning's own `log_metrics` works for every logger; images and texts need a different call for each.
+Lightning's own `log_metrics` works for every logger; images and configs need a different call for each.
 """
 
 from collections.abc import Mapping

@@ -15,7 +15,14 @@ from lightning_dreambooth.data.grids import tile
 from lightning_dreambooth.data.image_store import write_job
 from lightning_dreambooth.data.images import read_image, write_png
 from lightning_dreambooth.datamodule import DreamBoothData
-from lightning_dreambooth.diffusion.requests import ImageJob, Sampler, SamplingSettings, check_seed, requests_for
+from lightning_dreambooth.diffusion.requests import (
+    ImageJob,
+    Sampler,
+    SamplingSettings,
+    check_seed,
+    of_section,
+    requests_for,
+)
 from lightning_dreambooth.diffusion.sampling import as_bytes
 from lightning_dreambooth.distributed import barrier
 from lightning_dreambooth.errors import InputError
@@ -38,7 +45,7 @@ class PaperBenchmark(Callback):
         negative_prompt: Prompt that guidance leads away from.
         steps: Sampling steps.
         guidance_scale: Classifier-free guidance scale.
-        sampler: ddim, dpm++ (DPM-Solver++ 2M) or euler.
+        sampler: Algorithm that removes the noise.
         batch_size: Images drawn at once.
     """
 
@@ -57,8 +64,9 @@ class PaperBenchmark(Callback):
         batch_size: int = 4,
     ) -> None:
         check_positive("benchmark", {"num_images": num_images, "batch_size": batch_size})
-        check_seed(seed)
-        self.settings = SamplingSettings(negative_prompt, steps, guidance_scale, sampler)
+        with of_section("benchmark."):
+            check_seed(seed)
+            self.settings = SamplingSettings(negative_prompt, steps, guidance_scale, sampler)
         self.folder = Path(folder)
         self.subject_name = subject
         self.seeds = range(seed, seed + num_images)

@@ -26,6 +26,7 @@ from lightning_dreambooth.diffusion.requests import (
     SamplingSettings,
     batches,
     check_seed,
+    of_section,
     requests_for,
 )  # fmt: skip
 from lightning_dreambooth.diffusion.sampling import as_bytes
@@ -55,7 +56,7 @@ class Samples(Callback):
         seed: Seed of the first image of each prompt; the next ones count up, so that grids compare across steps.
         steps: Sampling steps.
         guidance_scale: Classifier-free guidance scale w (arXiv:2207.12598); 1 switches guidance off.
-        sampler: ddim, dpm++ (DPM-Solver++ 2M) or euler.
+        sampler: Algorithm that removes the noise.
         batch_size: Images drawn at once.
         every_n_steps: Optimizer steps between grids; one is always drawn before the first step and after the last.
     """
@@ -81,8 +82,9 @@ class Samples(Callback):
             self.prompts = [line.strip() for line in lines if line.strip()]
         counts = {"num_images": num_images, "every_n_steps": every_n_steps, "batch_size": batch_size}
         check_positive("samples", counts)
-        check_seed(seed)
-        self.settings = SamplingSettings(negative_prompt, steps, guidance_scale, sampler)
+        with of_section("samples."):
+            check_seed(seed)
+            self.settings = SamplingSettings(negative_prompt, steps, guidance_scale, sampler)
         self.seeds = range(seed, seed + num_images)
         self.batch_size = batch_size
         self.every_n_steps = every_n_steps

@@ -16,7 +16,7 @@ from lightning_dreambooth.data.checks import check_positive, warn
 from lightning_dreambooth.data.concepts import held_out_images
 from lightning_dreambooth.datamodule import DreamBoothData
 from lightning_dreambooth.diffusion.cost import unet_evaluations
-from lightning_dreambooth.diffusion.requests import ImageJob, Sampler, SamplingSettings, check_seed
+from lightning_dreambooth.diffusion.requests import ImageJob, Sampler, SamplingSettings, check_seed, of_section
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.evaluation.encoders import encoders_for
 from lightning_dreambooth.evaluation.fixed_noise_loss import STRATA, encode_fixed, fixed_noise_losses, round_robin
@@ -45,7 +45,7 @@ class Fidelity(Callback):
         seed: Seed of the first image of each prompt; the next ones count up.
         steps: Sampling steps.
         guidance_scale: Classifier-free guidance scale.
-        sampler: ddim, dpm++ (DPM-Solver++ 2M) or euler.
+        sampler: Algorithm that removes the noise.
         batch_size: Images drawn at once.
         base: Hub id or folder of the base model to compare with; null takes model.pretrained.
         base_dir: Folder of the base model's images, which runs share.
@@ -83,8 +83,9 @@ class Fidelity(Callback):
             "losses_every_n_steps": losses_every_n_steps,
         }
         check_positive("fidelity", counts | {"patience": patience})
-        check_seed(seed)
-        settings = SamplingSettings(negative_prompt, steps, guidance_scale, sampler)
+        with of_section("fidelity."):
+            check_seed(seed)
+            settings = SamplingSettings(negative_prompt, steps, guidance_scale, sampler)
         self.encoders = encoders_for(clip_model, clip_pretrained, dino, lpips)
         needs_encoder: dict[str, Any] = {"lpips": lpips, "patience": patience, "prompts": prompts}
         needs_encoder |= {"unrelated_prompts": unrelated_prompts}
@@ -95,8 +96,7 @@ class Fidelity(Callback):
         self.every_n_steps, self.losses_every_n_steps, self.patience = every_n_steps, losses_every_n_steps, patience
         self.history: list[MetricsRow] = []
         self.evaluations = 0
-        self.preparing_s = 0.0  # not logged yet
-        self.measured_by = ""
+        self.preparing_s, self.measured_by = 0.0, ""  # seconds not logged yet; digest of what decides scores
         self.measurement: FidelityMeasurement | None = None  # from `check` on, if there is an encoder
 
     def check(self, data: DreamBoothData) -> None:

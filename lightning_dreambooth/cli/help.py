@@ -4,7 +4,7 @@ import inspect
 import json
 import shutil
 import textwrap
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse
 
@@ -54,11 +54,15 @@ def short_help(prog: str, verb: str) -> str:
     for section, kind in SECTIONS.items():
         meanings = {entry.arg_name: entry.description or "" for entry in parse(str(kind.__doc__)).params}
         parameters = inspect.signature(kind).parameters
+        hints = get_type_hints(kind.__init__)  # type: ignore[misc]
         keys = {name: _default(parameters[name].default) for name in meanings if "Linked" not in meanings[name]}
         lines += [
             "",
             f"{section}:",
-            *(_line(f"{section}.{key}", default, meanings[key]) for key, default in keys.items()),
+            *(
+                _line(f"{section}.{key}", default, meanings[key] + _choices(hints[key]))
+                for key, default in keys.items()
+            ),
         ]
     lines += ["", "trainer:", *(_line(f"trainer.{key}", "", meaning) for key, meaning in TRAINER.items())]
     return "\n".join(lines)
@@ -67,6 +71,10 @@ def short_help(prog: str, verb: str) -> str:
 def full_help(argv: list[str]) -> list[str]:
     """The arguments, with `--help=all` replaced by the parser's own `--help`."""
     return [HELP[1] if word == ALL else word for word in argv]
+
+
+def _choices(hint: Any) -> str:
+    return f" One of {', '.join(get_args(hint))}." if get_origin(hint) is Literal else ""
 
 
 def _default(value: Any) -> str:

@@ -1,6 +1,7 @@
 """Requests for images: prompts, seeds and sampling settings. Plain values, no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,8 +20,8 @@ class SamplingSettings:
     Args:
         negative_prompt: Prompt that guidance leads away from.
         steps: Sampling steps, 1 ... 1000.
-        guidance_scale: Classifier-free guidance scale w (arXiv:2207.12598), 0 or more; 1 switches guidance off.
-        sampler: ddim, dpm++ (DPM-Solver++ 2M) or euler.
+        guidance_scale: Classifier-free guidance scale w (arXiv:2207.12598), 0 or more; 1 or less switches guidance off.
+        sampler: Algorithm that removes the noise.
 
     Raises:
         InputError: if a value is out of its bounds.
@@ -35,7 +36,9 @@ class SamplingSettings:
         if not 1 <= self.steps <= NOISE_STEPS:
             raise InputError(f"steps is {self.steps}, must lie in 1 ... {NOISE_STEPS}")
         if self.guidance_scale < 0:
-            raise InputError(f"guidance_scale is {self.guidance_scale}, must be 0 or more (1 switches guidance off)")
+            raise InputError(
+                f"guidance_scale is {self.guidance_scale}, must be 0 or more (1 or less switches guidance off)"
+            )
 
     @property
     def guided(self) -> bool:
@@ -67,6 +70,15 @@ def check_seed(seed: int) -> None:
     """Raises InputError if a seed is negative."""
     if seed < 0:
         raise InputError(f"seed is {seed}, must be 0 or more")
+
+
+@contextmanager
+def of_section(prefix: str) -> Iterator[None]:
+    """Names the section in the message of a value that is refused, such as `samples.` for steps."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{prefix}{error}") from error
 
 
 def requests_for(prompts: Sequence[str], seeds: Sequence[int], settings: SamplingSettings) -> list[Request]:

@@ -14,7 +14,7 @@ from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 SAMPLERS = {
     "ddim": DDIMScheduler,  # Song et al. 2020 (arXiv:2010.02502), eta 0
     "dpm++": DPMSolverMultistepScheduler,  # DPM-Solver++ 2M, Lu et al. 2022 (arXiv:2211.01095)
-    "euler": EulerDiscreteScheduler,  # Karras et al. 2022 (arXiv:2206.00364), Algorithm 2 without churn
+    "euler": EulerDiscreteScheduler,  # Karras et al. 2022 (arXiv:2206.00364), Algorithm 1 without its correction
 }
 
 

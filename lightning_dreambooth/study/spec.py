@@ -16,7 +16,7 @@ class Sampling:
         negative_prompt: Prompt that guidance leads away from.
         steps: Sampling steps.
         guidance_scale: Classifier-free guidance scale.
-        sampler: ddim, dpm++ (DPM-Solver++ 2M) or euler.
+        sampler: Algorithm that removes the noise.
         batch_size: Images drawn at once.
     """
 
@@ -42,7 +42,7 @@ class FigureSpec:
         negative_prompt: Prompt that guidance leads away from; null takes that of `sampling`, as do the next five.
         steps: Sampling steps.
         guidance_scale: Classifier-free guidance scale.
-        sampler: ddim, dpm++ or euler.
+        sampler: Algorithm that removes the noise.
         seed: Seed of the first image of a row.
         num_images: Images in a row.
         references: Variant whose instance images identity is measured against; null takes each row's own.
