@@ -308,7 +308,7 @@ def test_predict_from_a_state_that_is_not_there_is_refused(complaint: Complaint,
 
 
 @pytest.mark.parametrize("option", ["--config=x.yaml", "-c", "--model.prior_weight=1", "--data.instance_prompt=x"])
-def test_the_example_does_not_leak_into_a_run_that_names_its_own(own: str) -> None:
+def test_the_example_does_not_leak_into_a_run_that_names_its_own(option: str) -> None:
     assert arguments.with_example(["fit", option]) == ["fit", option]
 
 
