@@ -1,4 +1,4 @@
-"""Class folders: filled once by the base model, with a manifest that records how each image was drawn."""
+"""Class folders: filled once by the base model through image_store.py, with a manifest of how each image was drawn."""
 
 import json
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""States of a run: their paths, the choice of one to resume, and checks of its content."""
+"""States of a run: their paths, the choice of one to resume, and checks of it; checkpoint_io.py writes them."""
 
 import re
 import sys
