@@ -47,7 +47,7 @@ class SamplingSettings:
 
 
 class Request(NamedTuple):
-    """Everything that decides an image besides the weights."""
+    """What is asked for one image; weights, resolution and precision decide it as well."""
 
     prompt: str
     seed: int
