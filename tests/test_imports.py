@@ -15,7 +15,9 @@ STOREYS = {
     "files": [],
     "distributed": [],
     "randomness": [],
-    "models": ["model_files", "tokens", "attention", "conditioning", "stable_diffusion"],
+    "models": [
+        "configs", "noise_schedule", "model_files", "tokens", "attention", "conditioning", "stable_diffusion",
+    ],
     "diffusion": ["requests", "cost", "objective", "sampling"],
     "data": [
         "images", "lettering", "grids", "concepts", "checks", "image_store", "class_images", "latents", "dataset",
@@ -48,7 +50,7 @@ ONLY_IN = {
         "module", "datamodule", "data.image_jobs", "saving", "callbacks", "cli", "study.tasks", "__main__",
     },
     "huggingface_hub": {"models.model_files"},
-    "diffusers": {"models.attention", "models.stable_diffusion", "diffusion.sampling"},
+    "diffusers": {"models.attention", "models.noise_schedule", "models.stable_diffusion", "diffusion.sampling"},
     "transformers": {"models", "data.checks", "datamodule"},
     "jsonargparse": {"cli.main", "study.reading", "study.cli"},
     "matplotlib": {"study.plots"},

@@ -50,10 +50,12 @@ def target(
 def min_snr_weights(
     timesteps: Int[Tensor, " rows"], alphas_bar: Float[Tensor, " steps"], gamma: float, prediction_type: str
 ) -> Float[Tensor, " rows"]:
-    """Weight of each row's squared error, in (0, 1]."""
+    """Weight of each row's squared error, in [0, 1]; the SNR may be 0 or infinite."""
     a = alphas_bar[timesteps]
     snr = a / (1 - a)
-    return snr.clamp(max=gamma) / (snr if prediction_type == "epsilon" else snr + 1)
+    if prediction_type == "epsilon":
+        return (gamma / snr).clamp(max=1)
+    return snr.clamp(max=gamma) / (snr + 1)
 
 
 def squared_error(

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.models.configs import NOISE_STEPS
 
 Sampler = Literal["ddim", "dpm++", "euler"]
 
-NOISE_STEPS = 1000  # timesteps of every Stable Diffusion 1.x and 2.x
+MAX_STEPS = NOISE_STEPS - 2  # DPM++ may divide the schedule into steps + 1 intervals and count timesteps from 1
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class SamplingSettings:
 
     Args:
         negative_prompt: Prompt that guidance leads away from.
-        steps: Sampling steps, 1 ... 1000.
+        steps: Sampling steps, 1 ... 998.
         guidance_scale: Classifier-free guidance scale w (arXiv:2207.12598), 0 or more; 1 or less switches guidance off.
         sampler: Algorithm that removes the noise.
 
@@ -33,8 +34,8 @@ class SamplingSettings:
     sampler: Sampler = "ddim"
 
     def __post_init__(self) -> None:
-        if not 1 <= self.steps <= NOISE_STEPS:
-            raise InputError(f"steps is {self.steps}, must lie in 1 ... {NOISE_STEPS}")
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise InputError(f"steps is {self.steps}, must lie in 1 ... {MAX_STEPS}")
         if self.guidance_scale < 0:
             raise InputError(
                 f"guidance_scale is {self.guidance_scale}, must be 0 or more (1 or less switches guidance off)"

@@ -16,11 +16,18 @@ SAMPLERS = {
     "dpm++": DPMSolverMultistepScheduler,  # DPM-Solver++ 2M, Lu et al. 2022 (arXiv:2211.01095)
     "euler": EulerDiscreteScheduler,  # Karras et al. 2022 (arXiv:2206.00364), Algorithm 1 without its correction
 }
+# Options that do not depend on the scheduler that the model happens to state, nor on a sampler's default.
+FIXED = {
+    "clip_sample": False,  # as StableDiffusionPipeline sets it: latents go beyond -1 ... 1
+    "steps_offset": 1,  # as StableDiffusionPipeline sets it
+    "algorithm_type": "dpmsolver++",  # other algorithms draw noise of their own
+    "solver_order": 2,
+}
 
 
 def scheduler_for(model: StableDiffusion, sampler: Sampler) -> SchedulerMixin:
-    """The sampler with the noise schedule of the model."""
-    return SAMPLERS[sampler].from_config(model.scheduler.config)
+    """The sampler with the noise schedule of the model, and the other options that its config states."""
+    return SAMPLERS[sampler].from_config(model.scheduler.config, **FIXED)
 
 
 @torch.no_grad()

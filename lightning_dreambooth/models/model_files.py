@@ -1,9 +1,6 @@
 """Files of a model before it is loaded: location, download, completeness, configs and fingerprints."""
 
 import hashlib
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -15,20 +12,11 @@ from safetensors import SafetensorError, safe_open
 
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.files import sha256
+from lightning_dreambooth.models.configs import SCHEDULER, read_config
+from lightning_dreambooth.models.noise_schedule import load_noise_schedule
 
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 TRAINABLE = ("unet", "text_encoder")
-PREDICTION_TYPES = ("epsilon", "v_prediction")
-
-
-@contextmanager
-def readable_model(folder: Path) -> Iterator[None]:
-    """Turns whatever the libraries raise for broken or hostile files into an InputError."""
-    try:
-        yield
-    except Exception as error:  # it can be anything
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{folder} cannot be loaded as a model ({reason}); download it again") from error
 
 
 def weights_file(part: str, variant: str | None) -> str:
@@ -46,13 +34,10 @@ def locate(pretrained: str, revision: str | None = None, variant: str | None = N
     if not folder.is_dir():
         weights = [f"{part}/{weights_file(part, variant)}" for part in WEIGHTS]
         folder = _download(pretrained, revision, ["model_index.json", "*/*.json", "*/merges.txt", *weights])
-    scheduler = "scheduler/scheduler_config.json"
-    required = ["tokenizer/tokenizer_config.json", scheduler]
+    required = ["tokenizer/tokenizer_config.json", SCHEDULER]
     required += [f"{part}/{name}" for part in WEIGHTS for name in ("config.json", weights_file(part, variant))]
     _check_complete(folder, required, pretrained)
-    prediction_type = read_config(folder / scheduler).get("prediction_type", "epsilon")
-    if prediction_type not in PREDICTION_TYPES:
-        raise InputError(f"{pretrained} predicts {prediction_type!r}; supported are {', '.join(PREDICTION_TYPES)}")
+    load_noise_schedule(folder)
     return folder
 
 
@@ -84,18 +69,6 @@ def _check_complete(folder: Path, required: list[str], name: str) -> Path:
         else:
             _check_weights(folder / file)
     return folder
-
-
-def read_config(file: Path) -> dict[str, Any]:
-    """A config file => its entries.
-
-    Raises:
-        InputError: if it does not hold a JSON object.
-    """
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{file} is not a JSON object ({error}); download the model again") from error
 
 
 def _check_weights(file: Path) -> None:

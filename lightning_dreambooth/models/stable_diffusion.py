@@ -22,7 +22,9 @@ from transformers.utils import logging as transformers_logging
 
 from lightning_dreambooth.models.attention import ShapeAwareAttention, attention_kernel
 from lightning_dreambooth.models.conditioning import Conditioning
-from lightning_dreambooth.models.model_files import WEIGHTS, ModelFiles, readable_model, weights_file
+from lightning_dreambooth.models.configs import readable_model
+from lightning_dreambooth.models.model_files import WEIGHTS, ModelFiles, weights_file
+from lightning_dreambooth.models.noise_schedule import load_noise_schedule
 from lightning_dreambooth.models.tokens import load_tokenizer, tokenize
 
 diffusers_logging.disable_progress_bar()
@@ -79,7 +81,7 @@ class StableDiffusion(nn.Module):
             text_encoder=_with_all_weights(*text_encoder),  # type: ignore[misc]
             vae=_with_all_weights(*vae),
             tokenizer=load_tokenizer(folder),
-            scheduler=DDPMScheduler.from_pretrained(folder, subfolder="scheduler"),
+            scheduler=load_noise_schedule(folder),
             folder=folder,
         )
         return model.eval().requires_grad_(False)

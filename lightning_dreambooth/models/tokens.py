@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from lightning_dreambooth.models.model_files import readable_model
+from lightning_dreambooth.models.configs import readable_model
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:

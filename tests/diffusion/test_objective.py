@@ -46,6 +46,27 @@ def test_min_snr_weight_times_error_is_clamped_snr_times_x0_error(kind: str) -> 
     torch.testing.assert_close(weighted, (clamped * x0_error).float(), rtol=2e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("kind", "alpha_bar", "weight"),
+    [("epsilon", 0.0, 1), ("epsilon", 1.0, 0), ("v_prediction", 0.0, 0), ("v_prediction", 1.0, 0)],
+)
+def test_min_snr_weights_have_their_limits_at_pure_noise_and_at_none(kind: str, alpha_bar: float, weight: int) -> None:
+    assert min_snr_weights(torch.tensor([0]), torch.tensor([alpha_bar]), 5.0, kind) == weight
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_the_objective_is_finite_at_every_timestep_of_a_zero_terminal_snr(kind: str) -> None:
+    alphas_bar = DDPMScheduler.from_config(SCHEDULER.config, rescale_betas_zero_snr=True).alphas_cumprod
+    assert alphas_bar[-1] == 0
+    t = torch.arange(1000)
+    x0, eps = torch.randn(2, 1000, 4, 2, 2, generator=torch.Generator().manual_seed(0)).unbind()
+    assert torch.equal(add_noise(x0, eps, t, alphas_bar)[-1], eps[-1])
+    error = squared_error(add_noise(x0, eps, t, alphas_bar), target(x0, eps, t, alphas_bar, kind))
+    weights = min_snr_weights(t, alphas_bar, 5.0, kind)
+    assert (error * weights).isfinite().all()
+    assert ((weights >= 0) & (weights <= 1)).all()
+
+
 def test_the_loss_is_the_instance_mean_plus_the_weighted_prior_mean() -> None:
     loss = prior_preservation_loss(torch.tensor([1.0, 3.0]), torch.tensor([10.0, 30.0]), prior_weight=0.5)
     assert (loss.instance, loss.prior, loss.total) == (2, 20, 12)

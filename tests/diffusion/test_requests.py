@@ -24,8 +24,8 @@ def test_images_of_one_batch_may_have_different_negative_prompts() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"steps": 0}, "steps is 0, must lie in 1 ... 1000"),
-        ({"steps": 1001}, "steps is 1001, must lie in 1 ... 1000"),
+        ({"steps": 0}, "steps is 0, must lie in 1 ... 998"),
+        ({"steps": 999}, "steps is 999, must lie in 1 ... 998"),
         ({"guidance_scale": -1.0}, "guidance_scale is -1.0, must be 0 or more"),
     ],
 )

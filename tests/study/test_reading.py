@@ -148,7 +148,7 @@ def test_a_study_takes_absent_keys_from_the_study_it_extends(read: Read) -> None
         ({"figures": {"../one": {"prompt": "x"}}}, "cannot name a folder"),
         ({"figures": {"one": {}}}, "figure one has no prompt"),
         ({"figures": {"one": {"prompt": "x", "colour": 1}}}, "colour"),
-        ({"figures": {"one": {"prompt": "x", "steps": 0}}}, "figure one: steps is 0, must lie in 1 ... 1000"),
+        ({"figures": {"one": {"prompt": "x", "steps": 0}}}, "figure one: steps is 0, must lie in 1 ... 998"),
         ({"figures": {"one": {"prompt": "x", "steps": []}}}, "figure one has no images"),
         ({"figures": {"one": {"prompt": "x", "num_images": 0}}}, "figure one has no images"),
         ({"figures": {"one": {"prompt": "x", "sampler": "lms"}}}, "lms"),
