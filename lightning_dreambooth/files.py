@@ -1,8 +1,9 @@
-"""Atomic writes (beside the target, flushed, then renamed), SHA-256 of files, and free disk space."""
+"""Atomic writes (beside the target, flushed, then renamed), checks and SHA-256 of files, and free disk space."""
 
 import hashlib
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -85,6 +86,17 @@ def remove_parts(*folders: Path) -> None:
             _remove(old)
         for part in folder.glob(PART.format("*", "*")):
             _remove(part)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file is as torch writes it: an archive whose bytes fit its checksums, and that is not compressed."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # torch never compresses, and a hostile compressed file may unpack to any size.
+            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+            return stored and archive.testzip() is None
+    except Exception:  # damaged files may raise anything
+        return False
 
 
 def sha256(file: Path) -> str:

@@ -14,8 +14,8 @@ from diffusers import UNet2DConditionModel
 
 from lightning_dreambooth.callbacks.checkpointing import Checkpointing
 from lightning_dreambooth.errors import InputError, TrainingError
-from lightning_dreambooth.files import check_room, replaced
-from lightning_dreambooth.saving.checkpoint_io import AtomicCheckpointIO, is_whole
+from lightning_dreambooth.files import check_room, is_whole, replaced
+from lightning_dreambooth.saving.checkpoint_io import AtomicCheckpointIO
 
 Run = Callable[..., object]
 WRITES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.copytree"}

@@ -51,7 +51,7 @@ ONLY_IN = {
     },
     "huggingface_hub": {"models.model_files"},
     "diffusers": {"models.attention", "models.noise_schedule", "models.stable_diffusion", "diffusion.sampling"},
-    "transformers": {"models", "data.checks", "datamodule"},
+    "transformers": {"models", "data.checks", "datamodule", "evaluation.encoder_files"},
     "jsonargparse": {"cli.main", "study.reading", "study.cli"},
     "matplotlib": {"study.plots"},
     "jinja2": {"study.page"},

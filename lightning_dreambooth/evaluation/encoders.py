@@ -101,7 +101,7 @@ class Dino(Encoder):
     def __init__(self, model: str) -> None:
         folder = Path(model)
         if folder.is_dir():
-            check_files(folder, "config.json")
+            check_files(folder, "config.json", "model.safetensors")
         elif "dino" not in model or not timm.is_model_pretrained(model):
             raise InputError(f"fidelity.dino {model} is neither a local folder nor a DINO with weights in timm")
         self.source = f"local-dir:{folder}" if folder.is_dir() else model
@@ -143,7 +143,11 @@ class Clip(Encoder):
     def tokenizer(self) -> Any:
         """Texts => token ids."""
         with readable_encoder(self.name):
-            return open_clip.get_tokenizer(self.source)
+            text = open_clip.get_model_config(self.source).get("text_cfg", {})
+            refused = (
+                {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
+            )  # others know no such option
+            return open_clip.get_tokenizer(self.source, **refused)
 
     def check_texts(self, texts: Sequence[str]) -> None:
         """Raises InputError if a text is longer than the encoder reads, or empty."""

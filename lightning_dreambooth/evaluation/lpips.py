@@ -1,5 +1,6 @@
 """LPIPS on torchvision's AlexNet, with the linear heads that torchmetrics ships."""
 
+import pickle
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -12,6 +13,7 @@ from torchmetrics.functional.image.lpips import _LPIPS  # private: setup.cfg pin
 
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.evaluation.encoder_files import SUFFIX, readable_encoder
+from lightning_dreambooth.files import is_whole
 
 PAIRS = 64  # pairs of images compared at once
 
@@ -41,6 +43,8 @@ class Lpips:
             if self.backbone.endswith(SUFFIX):
                 weights = load_file(self.backbone)
             else:
+                if not is_whole(Path(self.backbone)) and not _is_of_old_torch(Path(self.backbone)):
+                    raise ValueError("it is damaged or compressed; download it again")
                 weights = torch.load(self.backbone, weights_only=True, map_location="cpu")
             network = _LPIPS(pretrained=True, net="alex", pnet_rand=True)
             names = network.net.state_dict()  # slice1.0.weight is torchvision's features.0.weight
@@ -56,3 +60,9 @@ class Lpips:
         distances = torch.cat([network(pixels[i], pixels[j]).flatten() for i, j in (part.T for part in pairs)])
         network.to("cpu")
         return distances.mean().item()
+
+
+def _is_of_old_torch(file: Path) -> bool:
+    """Whether a file is a plain pickle, as torch wrote before 1.6, and not an archive."""
+    with file.open("rb") as opened:
+        return opened.read(1) == pickle.PROTO

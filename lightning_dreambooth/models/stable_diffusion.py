@@ -73,7 +73,7 @@ class StableDiffusion(nn.Module):
         folder, variant = files.folder, files.variant
         unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", variant=variant, **options)
         text_encoder = CLIPTextModel.from_pretrained(
-            folder, subfolder="text_encoder", variant=variant, dtype=torch.float32, **shared
+            folder, subfolder="text_encoder", variant=variant, dtype=torch.float32, trust_remote_code=False, **shared
         )
         vae = AutoencoderKL.from_pretrained(files.vae_folder, variant=files.vae_variant, **options)
         model = cls(

@@ -18,7 +18,7 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
         InputError: if its files are broken.
     """
     with readable_model(folder):
-        return CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+        return CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", trust_remote_code=False)
 
 
 def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Int[Tensor, "prompts tokens"]:

@@ -1,6 +1,5 @@
 """Writing and reading of state files: atomic, and without running code that a file holds."""
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +8,6 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.files import replaced
-
-
-def is_whole(path: Path) -> bool:
-    """Whether every byte of a state fits its checksums; a compressed file is not a state."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            # torch never compresses, and a hostile compressed file may unpack to any size.
-            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
-            return stored and archive.testzip() is None
-    except Exception:  # damaged files may raise anything
-        return False
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

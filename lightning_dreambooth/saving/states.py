@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_dreambooth.errors import InputError
-from lightning_dreambooth.saving.checkpoint_io import AtomicCheckpointIO, is_whole
+from lightning_dreambooth.files import is_whole
+from lightning_dreambooth.saving.checkpoint_io import AtomicCheckpointIO
 from lightning_dreambooth.saving.runs import RUNS, step_name
 
 STATES = "states"

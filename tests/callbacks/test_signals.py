@@ -13,7 +13,7 @@ import pytest
 from helpers import forked, tiny
 from helpers.forked import WORDS, until
 
-from lightning_dreambooth.saving.checkpoint_io import is_whole
+from lightning_dreambooth.files import is_whole
 from lightning_dreambooth.saving.states import newest_first
 
 ROOT = Path(__file__).parent.parent.parent

@@ -1,4 +1,3 @@
-import json
 from itertools import combinations
 from pathlib import Path
 
@@ -131,15 +130,6 @@ def test_broken_weights_are_refused_in_one_line(tmp_path: Path, images: list[Ima
         Clip(str(folder)).images(images)
 
 
-def test_an_encoder_that_requests_code_to_run_is_refused(tmp_path: Path) -> None:
-    config = tiny.clip(tmp_path / "clip") / "open_clip_config.json"
-    content = json.loads(config.read_text())
-    content["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
-    config.write_text(json.dumps(content))
-    with pytest.raises(InputError, match="requests to run code"):
-        Clip(str(config.parent))
-
-
 def test_an_encoder_with_nan_is_named_and_not_the_images(tmp_path: Path, images: list[Image.Image]) -> None:
     file = tiny.clip(tmp_path / "clip") / "open_clip_model.safetensors"
     weights = load_file(file)
@@ -151,10 +141,3 @@ def test_an_encoder_with_nan_is_named_and_not_the_images(tmp_path: Path, images:
 def test_a_tag_beside_a_folder_is_refused(clip: Clip) -> None:
     with pytest.raises(InputError, match="has weights of its own"):
         Clip(clip.source.removeprefix("local-dir:"), "openai")
-
-
-def test_pickled_weights_beside_the_config_are_not_read(tmp_path: Path) -> None:
-    folder = tiny.clip(tmp_path / "clip")
-    (folder / "open_clip_model.safetensors").rename(folder / "open_clip_pytorch_model.bin")
-    with pytest.raises(InputError, match="safetensors"):
-        Clip(str(folder))
