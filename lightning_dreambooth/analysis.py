@@ -1,13 +1,15 @@
 """Curves of a run and weight changes by block, for notebooks."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_dreambooth.models.model_files import TRAINABLE, ModelFiles, weights_file
+from lightning_dreambooth.models.model_files import ModelFiles
+from lightning_dreambooth.models.weight_files import TRAINABLE
 from lightning_dreambooth.optimization import relative_change
 
 # Such as down_blocks.0.attentions, mid_block.resnets, encoder.layers.3, conv_in.
@@ -29,10 +31,10 @@ def block_changes(base: str, trained: str) -> dict[str, float]:
         base: Hub id or folder of the base model.
         trained: Hub id or folder of the trained model, such as an export.
     """
-    folders = [ModelFiles(name).folder for name in (base, trained)]
+    models = [ModelFiles(name) for name in (base, trained)]
     changes = {}
     for part in TRAINABLE:
-        base_weights, trained_weights = (_weights(folder / part / weights_file(part, None)) for folder in folders)
+        base_weights, trained_weights = (_weights(model.weights(part).files) for model in models)
         blocks: dict[str, list[str]] = {}
         for name in base_weights:
             if base_weights[name].is_floating_point():
@@ -47,6 +49,7 @@ def _vector(weights: dict[str, torch.Tensor], names: list[str]) -> torch.Tensor:
     return torch.cat([weights[name].float().flatten() for name in names])
 
 
-def _weights(file: Path) -> dict[str, torch.Tensor]:
+def _weights(files: Sequence[Path]) -> dict[str, torch.Tensor]:
     """The weights of a part by name, without the prefix that only some libraries write for the text encoder."""
-    return {name.removeprefix("text_model."): weight for name, weight in load_file(file).items()}
+    weights = [item for file in files for item in load_file(file).items()]
+    return {name.removeprefix("text_model."): weight for name, weight in weights}

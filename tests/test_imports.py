@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 import lightning_dreambooth
-from lightning_dreambooth.models.model_files import TRAINABLE
+from lightning_dreambooth.models.weight_files import TRAINABLE
 
 FOLDER = Path(lightning_dreambooth.__file__).parent
 
@@ -16,7 +16,8 @@ STOREYS = {
     "distributed": [],
     "randomness": [],
     "models": [
-        "configs", "noise_schedule", "model_files", "tokens", "attention", "conditioning", "stable_diffusion",
+        "configs", "noise_schedule", "tokens", "weight_files", "hub", "supported", "model_files", "attention",
+        "conditioning", "stable_diffusion",
     ],
     "diffusion": ["requests", "cost", "objective", "sampling"],
     "data": [
@@ -49,7 +50,7 @@ ONLY_IN = {
     "pytorch_lightning": {
         "module", "datamodule", "data.image_jobs", "saving", "callbacks", "cli", "study.tasks", "__main__",
     },
-    "huggingface_hub": {"models.model_files"},
+    "huggingface_hub": {"models.hub"},
     "diffusers": {"models.attention", "models.noise_schedule", "models.stable_diffusion", "diffusion.sampling"},
     "transformers": {"models", "data.checks", "datamodule", "evaluation.encoder_files"},
     "jsonargparse": {"cli.main", "study.reading", "study.cli"},

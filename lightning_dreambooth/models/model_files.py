@@ -1,87 +1,105 @@
 """Files of a model before it is loaded: location, download, completeness, configs and fingerprints."""
 
-import hashlib
+from collections.abc import Collection, Iterable
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
-
 from lightning_dreambooth.errors import InputError
-from lightning_dreambooth.files import sha256
 from lightning_dreambooth.models.configs import SCHEDULER, read_config
-from lightning_dreambooth.models.noise_schedule import load_noise_schedule
+from lightning_dreambooth.models.hub import fetch, names_here, names_there, open_folder
+from lightning_dreambooth.models.supported import check_is_folder, check_kind, check_supported, check_vae
+from lightning_dreambooth.models.weight_files import (
+    TRAINABLE,
+    WEIGHTS,
+    Weights,
+    check_readable,
+    count,
+    find_weights,
+    fingerprint,
+    variants,
+    weights_file,
+)
 
-WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-TRAINABLE = ("unet", "text_encoder")
-
-
-def weights_file(part: str, variant: str | None) -> str:
-    """Name of a part's weights, such as `diffusion_pytorch_model.fp16.safetensors`."""
-    return ".".join(filter(None, [WEIGHTS[part], variant, "safetensors"]))
+CONFIGS = ["tokenizer/tokenizer_config.json", SCHEDULER, *(f"{part}/config.json" for part in WEIGHTS)]
 
 
 def locate(pretrained: str, revision: str | None = None, variant: str | None = None) -> Path:
-    """A hub id or folder => the local folder with all five parts. Downloads only safetensors and plain text.
+    """A hub id or folder => the local folder with all five parts. Weights are downloaded last, and only safetensors.
 
     Raises:
-        InputError: if it is neither a hub id nor a folder, or a part is missing.
+        InputError: if it is neither a hub id nor a folder, a part is missing, or it is another kind of model.
     """
-    folder = Path(pretrained)
-    if not folder.is_dir():
-        weights = [f"{part}/{weights_file(part, variant)}" for part in WEIGHTS]
-        folder = _download(pretrained, revision, ["model_index.json", "*/*.json", "*/merges.txt", *weights])
-    required = ["tokenizer/tokenizer_config.json", SCHEDULER]
-    required += [f"{part}/{name}" for part in WEIGHTS for name in ("config.json", weights_file(part, variant))]
-    _check_complete(folder, required, pretrained)
-    load_noise_schedule(folder)
-    return folder
-
-
-def locate_vae(vae: str) -> Path:
-    """A hub id or folder of a VAE, or the folder of a whole model => the folder with the VAE's config and weights."""
-    folder = Path(vae)
-    if not folder.is_dir():
-        folder = _download(vae, None, ["config.json", weights_file("vae", None)])
-    if (folder / "vae").is_dir():
-        folder = folder / "vae"
-    return _check_complete(folder, ["config.json", weights_file("vae", None)], vae)
-
-
-def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{name} is neither a local folder nor a model that the hub provides: {reason}") from error
-
-
-def _check_complete(folder: Path, required: list[str], name: str) -> Path:
-    missing = [file for file in required if not (folder / file).is_file()]
+    check_is_folder(pretrained)
+    folder = open_folder(pretrained, revision)
+    names = names_here(folder)
+    found = _find_all(folder, names, variant)
+    if any(weights is None or weights.variant != variant for weights in found.values()):
+        names = names_there(pretrained, folder)
+        found = _find_all(folder, names, variant)
+    check_kind(pretrained, folder, names)
+    others = {name for part in WEIGHTS for name in variants(_inside(f"{part}/", names), part)}
+    missing = [f"{part}/{weights_file(part, None)}" for part in WEIGHTS if not found[part]]
+    missing_configs = [name for name in CONFIGS if name not in names]
+    if missing_configs:
+        raise _lacks(pretrained, missing_configs + missing, others)
+    check_supported(pretrained, folder)
     if missing:
-        raise InputError(f"{name} lacks {', '.join(missing)}; a diffusers folder with safetensors weights is needed")
-    for file in required:
-        if file.endswith(".json"):
-            read_config(folder / file)
-        else:
-            _check_weights(folder / file)
+        raise _lacks(pretrained, missing, others)
+    weights = [part_weights for part_weights in found.values() if part_weights]
+    if variant not in {None, *(part_weights.variant for part_weights in weights)}:
+        raise InputError(f"{pretrained} has no weights of the variant {variant}; {_remedy(others)}")
+    _get(pretrained, folder, weights)
     return folder
 
 
-def _check_weights(file: Path) -> None:
-    try:
-        with safe_open(file, framework="pt"):  # reads the header and compares it with the file's length
-            pass
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file} cannot be read as safetensors ({error}); download the model again") from error
+def locate_vae(vae: str, unet: dict[str, Any]) -> Path:
+    """A hub id or folder of a VAE, or the folder of a whole model => the folder with the VAE's config and weights.
+
+    Raises:
+        InputError: if it is neither a hub id nor a folder, a file is missing, or its latents are not those that a UNet
+            with the config `unet` reads.
+    """
+    check_is_folder(vae)
+    folder = open_folder(vae, None)
+    prefix = "vae/" if (folder / "vae/config.json").is_file() else ""
+
+    def find(names: Collection[str]) -> Weights | None:
+        return find_weights(folder / prefix, _inside(prefix, names), "vae", None)
+
+    weights = find(names_here(folder)) or find(names_there(vae, folder))
+    if weights is None or not (folder / prefix / "config.json").is_file():
+        raise _lacks(vae, ["config.json", weights_file("vae", None)], [])
+    check_vae(vae, read_config(folder / prefix / "config.json"), unet)
+    _get(vae, folder, [weights])
+    return folder / prefix
 
 
-def _count(file: Path) -> int:
-    with safe_open(file, framework="pt") as weights:
-        return sum(prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+def _find_all(folder: Path, names: Collection[str], variant: str | None) -> dict[str, Weights | None]:
+    return {part: find_weights(folder / part, _inside(f"{part}/", names), part, variant) for part in WEIGHTS}
+
+
+def _inside(prefix: str, names: Collection[str]) -> set[str]:
+    """The files of a part, of all those of a model."""
+    return {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+
+
+def _get(name: str, folder: Path, weights: Iterable[Weights]) -> None:
+    files = [file for part_weights in weights for file in part_weights.files]
+    fetch(name, folder, files)
+    for file in files:
+        check_readable(file)
+
+
+def _lacks(name: str, missing: Iterable[str], others: Collection[str]) -> InputError:
+    remedy = f" ({_remedy(others)})" if others else ""
+    return InputError(
+        f"{name} lacks {', '.join(missing)}; a diffusers folder with safetensors weights is needed{remedy}"
+    )
+
+
+def _remedy(others: Collection[str]) -> str:
+    return f"model.variant may be {' or '.join(sorted(others))}" if others else "leave model.variant out"
 
 
 class ModelFiles:
@@ -110,16 +128,22 @@ class ModelFiles:
     @cached_property
     def vae_folder(self) -> Path:
         """Local folder of the VAE."""
-        return self.folder / "vae" if self.vae is None else locate_vae(self.vae)
+        return self.folder / "vae" if self.vae is None else locate_vae(self.vae, self._config("unet"))
 
-    @property
-    def vae_variant(self) -> str | None:
-        """Weight variant of the VAE; a VAE that replaces the model's has none."""
-        return self.variant if self.vae is None else None
+    def weights(self, part: str) -> Weights:
+        """The weight files of a part; a VAE that replaces the model's has no variant."""
+        folder = self._part_folder(part)
+        names = {path.name for path in folder.iterdir()}
+        found = find_weights(folder, names, part, None if part == "vae" and self.vae is not None else self.variant)
+        if found is None:
+            raise _lacks(str(folder), [weights_file(part, None)], variants(names, part))
+        return found
 
-    @property
-    def _vae_file(self) -> Path:
-        return self.vae_folder / weights_file("vae", self.vae_variant)
+    def _part_folder(self, part: str) -> Path:
+        return self.vae_folder if part == "vae" else self.folder / part
+
+    def _config(self, part: str) -> dict[str, Any]:
+        return read_config(self._part_folder(part) / "config.json")
 
     @cached_property
     def vae_factor(self) -> int:
@@ -132,30 +156,27 @@ class ModelFiles:
         return int(self._value("unet", "sample_size", int)) * self.vae_factor
 
     def _value(self, part: str, key: str, kind: type) -> Any:
-        file = (self.vae_folder if part == "vae" else self.folder / part) / "config.json"
-        value = read_config(file).get(key)
+        value = self._config(part).get(key)
         if not isinstance(value, kind) or not value:
+            file = self._part_folder(part) / "config.json"
             raise InputError(f"{file}: {key} is {value!r}, must be of type {kind.__name__}; download the model again")
         return value
 
     @property
+    def _files(self) -> list[Path]:
+        return [file for part in (*TRAINABLE, "vae") for file in self.weights(part).files]
+
+    @property
     def fingerprint(self) -> str:
         """Identifies the weights, 16 hex digits: class images and states record it."""
-        parts = [self.folder / part / weights_file(part, self.variant) for part in TRAINABLE]
-        return fingerprint(*parts, self._vae_file)
+        return fingerprint(*self._files)
 
     @property
     def parameters(self) -> int:
         """Number of parameters of UNet, text encoder and VAE."""
-        parts = [self.folder / part / weights_file(part, self.variant) for part in TRAINABLE]
-        return sum(map(_count, [*parts, self._vae_file]))
+        return count(self._files)
 
     @property
     def vae_fingerprint(self) -> str:
         """Identifies the VAE with its config, 16 hex digits."""
-        return fingerprint(self._vae_file, self.vae_folder / "config.json")
-
-
-def fingerprint(*files: Path) -> str:
-    """SHA-256 of files, 16 hex digits: equal files have the same fingerprint wherever they lie."""
-    return hashlib.sha256(b"".join(bytes.fromhex(sha256(file)) for file in files)).hexdigest()[:16]
+        return fingerprint(*self.weights("vae").files, self.vae_folder / "config.json")

@@ -23,9 +23,10 @@ from transformers.utils import logging as transformers_logging
 from lightning_dreambooth.models.attention import ShapeAwareAttention, attention_kernel
 from lightning_dreambooth.models.conditioning import Conditioning
 from lightning_dreambooth.models.configs import readable_model
-from lightning_dreambooth.models.model_files import WEIGHTS, ModelFiles, weights_file
+from lightning_dreambooth.models.model_files import ModelFiles
 from lightning_dreambooth.models.noise_schedule import load_noise_schedule
 from lightning_dreambooth.models.tokens import load_tokenizer, tokenize
+from lightning_dreambooth.models.weight_files import WEIGHTS, weights_file
 
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
@@ -70,12 +71,17 @@ class StableDiffusion(nn.Module):
         shared: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
         # Without low_cpu_mem_usage=False diffusers requires accelerate, which is not needed here.
         options = shared | {"low_cpu_mem_usage": False, "torch_dtype": torch.float32}
-        folder, variant = files.folder, files.variant
-        unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", variant=variant, **options)
+        folder, variant = files.folder, {part: files.weights(part).variant for part in WEIGHTS}
+        unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", variant=variant["unet"], **options)
         text_encoder = CLIPTextModel.from_pretrained(
-            folder, subfolder="text_encoder", variant=variant, dtype=torch.float32, trust_remote_code=False, **shared
+            folder,
+            subfolder="text_encoder",
+            variant=variant["text_encoder"],
+            dtype=torch.float32,
+            trust_remote_code=False,
+            **shared,
         )
-        vae = AutoencoderKL.from_pretrained(files.vae_folder, variant=files.vae_variant, **options)
+        vae = AutoencoderKL.from_pretrained(files.vae_folder, variant=variant["vae"], **options)
         model = cls(
             unet=_with_all_weights(*unet),
             text_encoder=_with_all_weights(*text_encoder),  # type: ignore[misc]
