@@ -12,7 +12,8 @@ from lightning_dreambooth.errors import InputError
 
 SUFFIX = ".safetensors"
 PICKLED = (".bin", ".pth", ".pth.tar")  # what open_clip and timm read besides
-CODE = {"auto_map", "trust_remote_code"}  # keys by which transformers runs code that lies beside a config
+# Keys by which transformers runs code that lies beside a config, or that it downloads.
+CODE = {"auto_map", "trust_remote_code", "attn_implementation", "_attn_implementation"}
 
 # open_clip calls transformers without `trust_remote_code`; at 0 it refuses, else it asks on stdin for so many seconds.
 dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
@@ -47,8 +48,8 @@ def check_files(folder: Path, config: str, weights: str) -> None:
             f"{folder} holds pickled weights ({pickled[0]}); remove them, or name the safetensors {weights}"
         )
     for file in folder.glob("*.json"):
-        if CODE & set(_keys(file)):
-            raise InputError(f"{file} requests to run code ({', '.join(sorted(CODE))}); use another encoder")
+        if asked := CODE & set(_keys(file)):
+            raise InputError(f"{file} requests to run code ({', '.join(sorted(asked))}); use another encoder")
 
 
 def _keys(file: Path) -> Iterator[str]:

@@ -111,6 +111,9 @@ def check_text(name: str, text: dict[str, Any], unet: dict[str, Any]) -> None:
     _check_plain(name, text)
     if "transformers_weights" in text:
         raise InputError(f"{name}: text_encoder/config.json names its own weights file; remove transformers_weights")
+    for key in ("attn_implementation", "_attn_implementation"):  # others are code, which transformers downloads
+        if text.get(key) not in (None, "eager", "sdpa"):
+            raise InputError(f"{name}: text_encoder/config.json has {key} {text[key]!r}, must be eager or sdpa")
     width, read = text.get("hidden_size", 512), unet.get("cross_attention_dim", 1280)
     if {width} != {*read} if isinstance(read, list) else width != read:
         raise InputError(

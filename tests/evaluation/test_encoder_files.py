@@ -78,6 +78,7 @@ REQUESTS = {
     "trust in another file": ("extra.json", lambda c: c.update(trust_remote_code=True)),
     "auto_map of a tokenizer": ("tokenizer_config.json", lambda c: c.update(auto_map=AUTO_MAP)),
     "auto_map of a model": ("config.json", lambda c: c.update(auto_map=AUTO_MAP, model_type="nobody")),
+    "attention of a model": ("config.json", lambda c: c.update(attn_implementation="owner/kernel")),
 }  # fmt: skip
 
 
@@ -91,8 +92,8 @@ def test_a_folder_that_requests_code_to_run_is_refused_however_it_is_written(
     name, change = request_
     rewrite(folder / name, change)
     if is_escaped:
-        escaped(folder / name, "trust_remote_code")
-        escaped(folder / name, "auto_map")
+        for key in ("trust_remote_code", "auto_map", "attn_implementation"):
+            escaped(folder / name, key)
     audited.clear()
     with pytest.raises(InputError, match="requests to run code"):
         open_everything(Clip, folder)

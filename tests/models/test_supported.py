@@ -191,6 +191,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "quantized UNet": (edit(UNET, quantization_config={"quant_method": "bitsandbytes"}), "is quantized"),
     "quantized text encoder": (edit(TEXT, quantization_config={"quant_method": "gptq"}), "is quantized"),
     "text encoder that names its weights": (edit(TEXT, transformers_weights="adapter_model.bin"), "its own weights"),
+    "attention from the hub": (edit(TEXT, attn_implementation="owner/kernel"), "'owner/kernel', must be eager or sdpa"),
     "adapter of the text encoder": (write("text_encoder/adapter_config.json", "{}"), "has an adapter"),
     "flow matching": (edit(SCHEDULER, _class_name="FlowMatchEulerDiscreteScheduler", beta_schedule=None), "FlowMatch"),
     "EDM": (edit(SCHEDULER, _class_name="EDMEulerScheduler", beta_schedule=None), "scheduler EDMEulerScheduler"),
