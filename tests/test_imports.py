@@ -13,13 +13,14 @@ FOLDER = Path(lightning_dreambooth.__file__).parent
 STOREYS = {
     "errors": [],
     "files": [],
+    "inputs": [],
     "distributed": [],
     "randomness": [],
     "models": ["model_files", "tokens", "attention", "conditioning", "stable_diffusion"],
     "diffusion": ["requests", "cost", "objective", "sampling"],
     "data": [
-        "images", "lettering", "grids", "concepts", "checks", "image_store", "class_images", "latents", "dataset",
-        "loading", "image_jobs",
+        "colours", "images", "lettering", "grids", "folders", "concepts", "checks", "image_checks", "image_store",
+        "class_images", "latents", "dataset", "loading", "image_jobs",
     ],
     "evaluation": [
         "metrics", "score", "intervals", "history", "tables", "prompts", "dreambench", "encoder_files", "lpips",
@@ -54,6 +55,7 @@ ONLY_IN = {
     "matplotlib": {"study.plots"},
     "jinja2": {"study.page"},
     "scipy": {"evaluation.intervals"},
+    "pillow_heif": {"data.images"},
     "ray": {"study.executors"},
     "open_clip": {"evaluation"},
     "timm": {"evaluation.encoders"},

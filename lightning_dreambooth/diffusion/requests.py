@@ -11,6 +11,16 @@ from lightning_dreambooth.errors import InputError
 Sampler = Literal["ddim", "dpm++", "euler"]
 
 NOISE_STEPS = 1000  # timesteps of every Stable Diffusion 1.x and 2.x
+MAX_PROMPT = 10_000  # characters; the models read 77 tokens
+MAX_IMAGES = 100_000  # of one prompt or class
+
+
+def check_prompt(prompt: str, name: str) -> None:
+    """Raises InputError if a prompt has more than MAX_PROMPT characters."""
+    if len(prompt) > MAX_PROMPT:
+        raise InputError(
+            f"{name} has {len(prompt):,} characters, must have at most {MAX_PROMPT:,}: {prompt[:40]!r} ..."
+        )
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,7 @@ class SamplingSettings:
     sampler: Sampler = "ddim"
 
     def __post_init__(self) -> None:
+        check_prompt(self.negative_prompt, "negative_prompt")
         if not 1 <= self.steps <= NOISE_STEPS:
             raise InputError(f"steps is {self.steps}, must lie in 1 ... {NOISE_STEPS}")
         if self.guidance_scale < 0:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.files import sha256
+from lightning_dreambooth.inputs import expand, expand_given
 
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 TRAINABLE = ("unet", "text_encoder")
@@ -124,8 +125,8 @@ class ModelFiles:
     def __init__(
         self, pretrained: str, vae: str | None = None, revision: str | None = None, variant: str | None = None
     ) -> None:
-        self.pretrained = pretrained
-        self.vae = vae
+        self.pretrained = expand(pretrained)
+        self.vae = expand_given(vae)
         self.revision = revision
         self.variant = variant
 
