@@ -46,11 +46,11 @@ def read_text(path: Path) -> str:
             content = file.read(MAX_TEXT_BYTES + 1)
         if len(content) > MAX_TEXT_BYTES:
             raise InputError(f"{path} is longer than {MAX_TEXT_BYTES:,} bytes; name a shorter text")
-        if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
-            return content.decode("utf-16")
-        if b"\0" in content:  # never in a text, and everywhere in UTF-16
+        in_utf16 = content.startswith((BOM_UTF16_LE, BOM_UTF16_BE))
+        text = content.decode("utf-16") if in_utf16 else content.removeprefix(BOM_UTF8).decode("utf-8")
+        if "\0" in text:  # never in a text, and everywhere in UTF-16 without a mark and in UTF-32
             raise InputError(f"{path} is not text in UTF-8 (it holds zero bytes, as UTF-16 does); save it as UTF-8")
-        return content.removeprefix(BOM_UTF8).decode("utf-8")
+        return text
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not text in UTF-8 ({error}); save it as UTF-8") from error
     except OSError as error:

@@ -45,7 +45,7 @@ class ImageFolder:
         """
         file = self.path / METADATA
         rows = {}
-        for number, line in enumerate(read_text(file).splitlines() if file.is_file() else [], start=1):
+        for number, line in enumerate(read_text(file).splitlines() if file.exists() else [], start=1):
             try:
                 row = json.loads(line) if line.strip() else {"file_name": "", "text": ""}
                 name, text = row["file_name"], row["text"]
