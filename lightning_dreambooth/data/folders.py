@@ -56,27 +56,26 @@ class ImageFolder:
                 ) from error
         return {name: text for name, text in rows.items() if name}
 
-    def caption_file(self, image: Path) -> Path | None:
-        """The caption beside an image, `name.txt` before `name.png.txt`; None if there is none."""
-        stem, name = normalize("NFC", image.stem), normalize("NFC", image.name)
-        return self.captions.get(stem) or self.captions.get(name)
+    def caption_files(self, image: Path) -> list[Path]:
+        """The captions beside an image: `name.txt` before `name.png.txt`."""
+        keys = (normalize("NFC", image.stem), normalize("NFC", image.name))
+        return [self.captions[key] for key in keys if key in self.captions]
 
     def caption(self, image: Path) -> str:
-        """The caption of an image, from the file beside it or else from `metadata.jsonl`; empty if there is none."""
-        file = self.caption_file(image)
-        text = "" if file is None else " ".join(read_text(file).split())
-        return text or self.metadata.get(normalize("NFC", image.name), "")
+        """The caption of an image, from a file beside it or else from `metadata.jsonl`; empty if there is none."""
+        beside = (" ".join(read_text(file).split()) for file in self.caption_files(image))
+        return next(filter(None, beside), "") or self.metadata.get(normalize("NFC", image.name), "")
 
     @property
     def empty_captions(self) -> list[str]:
         """Names of caption files without a word, which count as none."""
-        files = filter(None, map(self.caption_file, self.images))
+        files = (file for image in self.images for file in self.caption_files(image))
         return [file.name for file in files if not read_text(file).strip()]
 
     @property
     def unused_captions(self) -> list[str]:
         """Names of captions that belong to no image."""
-        used = {self.caption_file(image) for image in self.images}
+        used = {file for image in self.images for file in self.caption_files(image)}
         names = {normalize("NFC", image.name) for image in self.images}
         unused = [file.name for file in self.captions.values() if file not in used]
         return unused + [name for name in self.metadata if name not in names]

@@ -65,8 +65,12 @@ def check_contents(folder: ImageFolder, named: set[Path]) -> None:
     warn_of_kind([f"{where / name} is a caption of no image" for name in folder.unused_captions])
     warn_of_kind([f"{where / name} is an empty caption; the prompt is used" for name in folder.empty_captions])
     unread = {path: count for path, count in folder.subfolders.items() if path.resolve() not in named}
-    warn_of_kind([f"{path} holds {count} images that are not read: only those in {where} itself are"
-                  for path, count in unread.items()])  # fmt: skip
+    warn_of_kind([_unread(path, count) for path, count in unread.items()])
+
+
+def _unread(subfolder: Path, count: int) -> str:
+    images = f"{count} image{'s' if count > 1 else ''}"
+    return f"{subfolder} holds {images} that training does not read: name that folder, or move them out of it"
 
 
 def check_captions(concept: Concept, instances: Sequence[TrainingImage]) -> None:

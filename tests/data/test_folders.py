@@ -77,6 +77,16 @@ def test_a_caption_is_read_by_every_common_name_and_encoding(
     assert read_folder(Path("dogs")).unused_captions == []
 
 
+@pytest.mark.parametrize("first", range(4))
+def test_the_first_caption_with_a_word_is_the_prompt(here: Path, first: int) -> None:
+    touch("dogs/a.png")
+    words = ["" if number < first else str(number) for number in range(3)]
+    for name, word in zip(("a.txt", "a.png.txt"), words, strict=False):
+        Path("dogs", name).write_text(word)
+    Path("dogs/metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "text": words[2]}))
+    assert prompts() == [[*words, PROMPT][first]]
+
+
 @pytest.mark.parametrize("text", ["a dog", "웹툰 소녀"])
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32"])
 def test_a_caption_of_another_encoding_is_refused_by_name(here: Path, text: str, encoding: str) -> None:
