@@ -9,15 +9,16 @@ import pytorch_lightning as pl
 import torch
 from transformers import CLIPTokenizer
 
-from lightning_dreambooth.data import checks, dataset
+from lightning_dreambooth.data import checks, dataset, image_checks
 from lightning_dreambooth.data.class_images import ClassImageRecipe, ClassImages
 from lightning_dreambooth.data.concepts import Concept, given_concepts
 from lightning_dreambooth.data.dataset import ConceptImages, PairDataset, TrainingSetup
 from lightning_dreambooth.data.latents import ENCODE_BATCH, LatentCache, encode_prompts, images_at_once
 from lightning_dreambooth.data.loading import OrderedLoader, ShardedOrder
-from lightning_dreambooth.diffusion.requests import Sampler, SamplingSettings, of_section
+from lightning_dreambooth.diffusion.requests import MAX_IMAGES, Sampler, SamplingSettings, of_section
 from lightning_dreambooth.distributed import ignore_signals_in_worker, rank, world_size
 from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.inputs import expand
 from lightning_dreambooth.models.conditioning import Conditioning
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 from lightning_dreambooth.models.tokens import load_tokenizer, tokenize
@@ -27,7 +28,7 @@ class DreamBoothData(pl.LightningDataModule):
     """Pairs instance images with class images of the same concept.
 
     Args:
-        instance_prompt: Prompt of the instance images without a caption file (`name.txt` or `name.png.txt`).
+        instance_prompt: Prompt of the instance images without a caption of their own.
         instance_data_dir: Folder of the instance images.
         class_prompt: Prompt of the class images.
         class_data_dir: Folder of the class images; filled with generated ones up to num_class_images.
@@ -94,7 +95,7 @@ class DreamBoothData(pl.LightningDataModule):
         self.flip = flip
         self.caption_dropout = caption_dropout
         self.cache_latents = cache_latents
-        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.cache_dir = None if cache_dir is None else Path(expand(cache_dir))
         self.num_workers = num_workers
         with of_section("data.class_"):
             sampling = (class_negative_prompt, class_steps, class_guidance_scale, class_sampler)
@@ -107,7 +108,7 @@ class DreamBoothData(pl.LightningDataModule):
         self.resumed = (0, 0)
         self.data_digests: dict[str, str] = {}  # from setup on
         counts = ("num_instance_images", "num_class_images", "resolution", "batch_size", "class_batch_size")
-        checks.check_positive("data", {name: getattr(self, name) for name in counts})
+        checks.check_positive("data", {name: getattr(self, name) for name in counts}, MAX_IMAGES)
         if not 0 <= caption_dropout <= 1:
             raise InputError(f"data.caption_dropout is {caption_dropout}, must lie in 0 ... 1")
 
@@ -164,7 +165,8 @@ class DreamBoothData(pl.LightningDataModule):
             return
         checks.check_resolution(self.resolution_px, self.files.vae_factor)
         needs_class = self.with_prior and training
-        checks.check_concepts(self.concepts, needs_class, self.resolution_px)
+        checks.check_concepts(self.concepts, needs_class)
+        image_checks.check_images(self.concepts, needs_class, self.resolution_px)
         if needs_class:
             for class_images in self.class_images():
                 class_images.missing()  # refuses those of another recipe

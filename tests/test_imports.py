@@ -13,6 +13,7 @@ FOLDER = Path(lightning_dreambooth.__file__).parent
 STOREYS = {
     "errors": [],
     "files": [],
+    "inputs": [],
     "distributed": [],
     "randomness": [],
     "models": [
@@ -21,8 +22,8 @@ STOREYS = {
     ],
     "diffusion": ["requests", "cost", "objective", "sampling"],
     "data": [
-        "images", "lettering", "grids", "concepts", "checks", "image_store", "class_images", "latents", "dataset",
-        "loading", "image_jobs",
+        "colours", "images", "lettering", "grids", "folders", "concepts", "checks", "image_checks", "image_store",
+        "class_images", "latents", "dataset", "loading", "image_jobs",
     ],
     "evaluation": [
         "metrics", "score", "intervals", "history", "tables", "prompts", "dreambench", "encoder_files", "lpips",
@@ -57,6 +58,7 @@ ONLY_IN = {
     "matplotlib": {"study.plots"},
     "jinja2": {"study.page"},
     "scipy": {"evaluation.intervals"},
+    "pillow_heif": {"data.images"},
     "ray": {"study.executors"},
     "open_clip": {"evaluation"},
     "timm": {"evaluation.encoders"},

@@ -16,6 +16,7 @@ from lightning_dreambooth.data.image_store import write_job
 from lightning_dreambooth.data.images import read_image, write_png
 from lightning_dreambooth.datamodule import DreamBoothData
 from lightning_dreambooth.diffusion.requests import (
+    MAX_IMAGES,
     ImageJob,
     Sampler,
     SamplingSettings,
@@ -32,6 +33,7 @@ from lightning_dreambooth.evaluation.paper_protocol import IMAGES, RECORD, Paper
 from lightning_dreambooth.evaluation.prompts import strip_identifier
 from lightning_dreambooth.evaluation.tables import write_json
 from lightning_dreambooth.files import sha256
+from lightning_dreambooth.inputs import expand
 
 
 class PaperBenchmark(Callback):
@@ -63,11 +65,11 @@ class PaperBenchmark(Callback):
         sampler: Sampler = "ddim",
         batch_size: int = 4,
     ) -> None:
-        check_positive("benchmark", {"num_images": num_images, "batch_size": batch_size})
+        check_positive("benchmark", {"num_images": num_images, "batch_size": batch_size}, MAX_IMAGES)
         with of_section("benchmark."):
             check_seed(seed)
             self.settings = SamplingSettings(negative_prompt, steps, guidance_scale, sampler)
-        self.folder = Path(folder)
+        self.folder = Path(expand(folder))
         self.subject_name = subject
         self.seeds = range(seed, seed + num_images)
         self.batch_size = batch_size

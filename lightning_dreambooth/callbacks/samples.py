@@ -17,9 +17,10 @@ from lightning_dreambooth.data.checks import check_lengths, check_positive
 from lightning_dreambooth.data.concepts import Concept
 from lightning_dreambooth.data.grids import tile
 from lightning_dreambooth.data.image_store import write_job
-from lightning_dreambooth.data.images import View, crop, read_image, read_text, write_png
+from lightning_dreambooth.data.images import View, crop, read_image, write_png
 from lightning_dreambooth.datamodule import DreamBoothData
 from lightning_dreambooth.diffusion.requests import (
+    MAX_IMAGES,
     ImageJob,
     Request,
     Sampler,
@@ -32,6 +33,7 @@ from lightning_dreambooth.diffusion.requests import (
 from lightning_dreambooth.diffusion.sampling import as_bytes
 from lightning_dreambooth.distributed import barrier
 from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.inputs import expand, read_text
 from lightning_dreambooth.module import DreamBooth
 from lightning_dreambooth.saving.runs import output_folder, step_name
 
@@ -76,12 +78,13 @@ class Samples(Callback):
     ) -> None:
         self.prompts = [prompts] if isinstance(prompts, str) else prompts
         if prompts_file is not None:
-            if self.prompts or not Path(prompts_file).is_file():
-                raise InputError(f"samples.prompts_file {prompts_file} must be a file, given without samples.prompts")
-            lines = read_text(Path(prompts_file)).splitlines()
+            file = Path(expand(prompts_file))
+            if self.prompts or not file.is_file():
+                raise InputError(f"samples.prompts_file {file} must be a file, given without samples.prompts")
+            lines = read_text(file).splitlines()
             self.prompts = [line.strip() for line in lines if line.strip()]
-        counts = {"num_images": num_images, "every_n_steps": every_n_steps, "batch_size": batch_size}
-        check_positive("samples", counts)
+        check_positive("samples", {"num_images": num_images, "batch_size": batch_size}, MAX_IMAGES)
+        check_positive("samples", {"every_n_steps": every_n_steps})
         with of_section("samples."):
             check_seed(seed)
             self.settings = SamplingSettings(negative_prompt, steps, guidance_scale, sampler)

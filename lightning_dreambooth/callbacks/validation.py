@@ -16,13 +16,21 @@ from lightning_dreambooth.data.checks import check_positive, warn
 from lightning_dreambooth.data.concepts import held_out_images
 from lightning_dreambooth.datamodule import DreamBoothData
 from lightning_dreambooth.diffusion.cost import unet_evaluations
-from lightning_dreambooth.diffusion.requests import ImageJob, Sampler, SamplingSettings, check_seed, of_section
+from lightning_dreambooth.diffusion.requests import (
+    MAX_IMAGES,
+    ImageJob,
+    Sampler,
+    SamplingSettings,
+    check_seed,
+    of_section,
+)  # fmt: skip
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.evaluation.encoders import encoders_for
 from lightning_dreambooth.evaluation.fixed_noise_loss import STRATA, encode_fixed, fixed_noise_losses, round_robin
 from lightning_dreambooth.evaluation.history import MetricsRow, patience_ends, without_scores
 from lightning_dreambooth.evaluation.prompts import EvaluationPrompts, StatedPrompt
 from lightning_dreambooth.evaluation.tables import write_csv
+from lightning_dreambooth.inputs import expand
 from lightning_dreambooth.models.model_files import ModelFiles
 from lightning_dreambooth.module import DreamBooth
 from lightning_dreambooth.saving.runs import CACHE, output_folder, step_name
@@ -77,12 +85,9 @@ class Fidelity(Callback):
     ) -> None:
         if num_images < 2:
             raise InputError(f"fidelity.num_images is {num_images}, must be 2 or more: diversity compares them")
-        counts = {
-            "batch_size": batch_size,
-            "every_n_steps": every_n_steps,
-            "losses_every_n_steps": losses_every_n_steps,
-        }
-        check_positive("fidelity", counts | {"patience": patience})
+        check_positive("fidelity", {"num_images": num_images, "batch_size": batch_size}, MAX_IMAGES)
+        counts = {"every_n_steps": every_n_steps, "losses_every_n_steps": losses_every_n_steps, "patience": patience}
+        check_positive("fidelity", counts)
         with of_section("fidelity."):
             check_seed(seed)
             settings = SamplingSettings(negative_prompt, steps, guidance_scale, sampler)
@@ -92,7 +97,7 @@ class Fidelity(Callback):
         if given := [name for name, value in needs_encoder.items() if value is not None and not self.encoders.by_role]:
             raise InputError(f"fidelity.{given[0]} is given, but no encoder: give fidelity.clip_model or fidelity.dino")
         self.prompts = EvaluationPrompts(prompts, unrelated_prompts or [], range(seed, seed + num_images), settings)
-        self.batch_size, self.base, self.base_dir = batch_size, base, Path(base_dir)
+        self.batch_size, self.base, self.base_dir = batch_size, base, Path(expand(base_dir))
         self.every_n_steps, self.losses_every_n_steps, self.patience = every_n_steps, losses_every_n_steps, patience
         self.history: list[MetricsRow] = []
         self.evaluations = 0

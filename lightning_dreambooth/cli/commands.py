@@ -27,6 +27,7 @@ from lightning_dreambooth.data.image_jobs import ImageJobData
 from lightning_dreambooth.diffusion.requests import ImageJob
 from lightning_dreambooth.errors import InputError, Stopped
 from lightning_dreambooth.evaluation.tables import metrics_table
+from lightning_dreambooth.inputs import expand_given
 from lightning_dreambooth.saving.checkpoint_io import AtomicCheckpointIO
 from lightning_dreambooth.saving.runs import RUNS, default_name, is_first_process, run_folder
 from lightning_dreambooth.saving.states import check_base, find_state, read_state
@@ -82,7 +83,7 @@ class DreamBoothCLI(LightningCLI):
     def name_run(self, config: Any) -> None:
         """Chooses the folder of the run, and the state that it resumes or reads."""
         default = default_name([Path(str(path)) for path in config.get("config") or []])
-        self.state_path = find_state(config.get("ckpt_path"), config.name, default)
+        self.state_path = find_state(expand_given(config.get("ckpt_path")), config.name, default)
         begins = config.get("ckpt_path") == "last" and self.state_path is None
         self.purge_step = 0 if begins else None  # events after the state are removed: they will be logged again
         if self.state_path is not None:

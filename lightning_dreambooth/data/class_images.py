@@ -66,7 +66,7 @@ class ClassImages:
         present: set[str] = set()
         if self.folder.is_dir():
             _check_manifest(self.folder / MANIFEST, self.recipe)
-            present = {image.path.name for image in class_images(self.concept)[0]}
+            present = {image.path.name for image in class_images(self.concept)}
         jobs: list[ImageJob] = []
         number = 0
         while len(jobs) < self.count - len(present):

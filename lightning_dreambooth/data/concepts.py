@@ -5,8 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from lightning_dreambooth.data.images import list_images, read_caption
+from lightning_dreambooth.data.folders import read_folder
+from lightning_dreambooth.diffusion.requests import check_prompt
 from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.inputs import expand, read_text
+
+FOLDERS = ("instance_data_dir", "class_data_dir", "held_out_dir")  # keys of a concept
 
 
 @dataclass(frozen=True)
@@ -14,7 +18,7 @@ class Concept:
     """One subject or style, with the keys of the reference's `concepts_list.json`.
 
     Args:
-        instance_prompt: Prompt of the instance images that have no caption file of their own.
+        instance_prompt: Prompt of the instance images that have no caption of their own.
         instance_data_dir: Folder of the instance images.
         class_prompt: Prompt of the class images; needed while the prior is on.
         class_data_dir: Folder of the class images, filled when it holds too few; needed while the prior is on.
@@ -43,7 +47,7 @@ class TrainingImage:
 
 
 def given_concepts(concepts_list: str | None, flags: Mapping[str, str | None]) -> list[Concept]:
-    """The concepts of a JSON file, or the one that options give.
+    """The concepts of a JSON file, or the one that options give; `~` and `$VAR` in their folders are expanded.
 
     Raises:
         InputError: if both are given, or neither.
@@ -51,21 +55,21 @@ def given_concepts(concepts_list: str | None, flags: Mapping[str, str | None]) -
     if concepts_list is not None:
         if any(flags.values()):
             raise InputError("data.concepts_list and a concept by options are both given; give one of them")
-        return read_concepts(concepts_list)
+        return read_concepts(expand(concepts_list))
     if not flags["instance_prompt"] or not flags["instance_data_dir"]:
         raise InputError("nothing to learn: give data.instance_data_dir and instance_prompt, or data.concepts_list")
-    return [Concept(**flags)]  # type: ignore[arg-type]
+    return [_build(flags)]
 
 
 def read_concepts(path: str) -> list[Concept]:
     """Reads a `concepts_list.json`: a list of objects with the keys of `Concept`.
 
     Raises:
-        InputError: if it cannot be read, or a key is unknown, missing or of the wrong type.
+        InputError: if it cannot be read, or a key is unknown, missing, empty or of the wrong type.
     """
     try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        entries = json.loads(read_text(Path(path)))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"concepts_list {path} cannot be read as JSON: {error}") from error
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise InputError(f"concepts_list {path} must be a list of one or more objects, one for each concept")
@@ -81,28 +85,36 @@ def _concept(entry: dict[str, object], where: str) -> Concept:
     for key, value in entry.items():
         if isinstance(value, bool) or not isinstance(value, known[key]):  # type: ignore[arg-type]
             raise InputError(f"{where}: {key} is {value!r}, must be {getattr(known[key], '__name__', known[key])}")
-    return Concept(**entry)  # type: ignore[arg-type]
+    if empty := [key for key in ("instance_prompt", "instance_data_dir") if not str(entry[key]).strip()]:
+        raise InputError(f"{where}: {' and '.join(empty)} empty")
+    return _build(entry)
 
 
-def instance_images(concept: Concept) -> tuple[list[TrainingImage], int]:
-    """The instance images with their prompts, and the number of other files."""
+def _build(entry: Mapping[str, object]) -> Concept:
+    paths = {key: expand(str(entry[key])) for key in FOLDERS if entry.get(key)}
+    return Concept(**{**entry, **paths})  # type: ignore[arg-type]
+
+
+def instance_images(concept: Concept) -> list[TrainingImage]:
+    """The instance images with their prompts."""
     return _images(concept.instance_data_dir, concept.instance_prompt)
 
 
-def class_images(concept: Concept) -> tuple[list[TrainingImage], int]:
-    """The class images with their prompts (none before the first run), and the number of other files."""
+def class_images(concept: Concept) -> list[TrainingImage]:
+    """The class images with their prompts; none before the first run."""
     if not Path(str(concept.class_data_dir)).is_dir():
-        return [], 0
+        return []
     return _images(str(concept.class_data_dir), str(concept.class_prompt))
 
 
 def held_out_images(concept: Concept) -> list[TrainingImage]:
     """The instance images that are only measured; empty without a folder of them."""
-    return _images(concept.held_out_dir, concept.instance_prompt)[0] if concept.held_out_dir else []
+    return _images(concept.held_out_dir, concept.instance_prompt) if concept.held_out_dir else []
 
 
-def _images(folder: str, prompt: str) -> tuple[list[TrainingImage], int]:
-    if not Path(folder).is_dir():
-        raise InputError(f"{folder} is not a folder; name one that holds images")
-    paths, skipped = list_images(Path(folder))
-    return [TrainingImage(path, read_caption(path, prompt)) for path in paths], skipped
+def _images(name: str, prompt: str) -> list[TrainingImage]:
+    folder = read_folder(Path(name))
+    images = [TrainingImage(path, folder.caption(path) or prompt) for path in folder.images]
+    for image in images:
+        check_prompt(image.prompt, f"the prompt of {image.path}")
+    return images

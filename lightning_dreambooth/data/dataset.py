@@ -42,8 +42,8 @@ def concept_images(
     sets = []
     for concept in concepts:
         count = concept.num_class_images or num_class_images
-        classes = class_images(concept)[0][:count] if num_class_images else []
-        sets.append(ConceptImages(instance_images(concept)[0][:num_instance_images], classes, concept.weight))
+        classes = class_images(concept)[:count] if num_class_images else []
+        sets.append(ConceptImages(instance_images(concept)[:num_instance_images], classes, concept.weight))
     return sets
 
 

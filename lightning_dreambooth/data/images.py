@@ -1,21 +1,40 @@
-"""Image files: listing, reading, cropping, comparing and writing. Plain PIL, no torch."""
+"""Image files: reading, cropping, comparing and writing. Plain PIL, no torch."""
 
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.ExifTags import Base
 from PIL.PngImagePlugin import PngInfo
 
+from lightning_dreambooth.data.colours import raw_mode, to_srgb
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.files import replaced
+from lightning_dreambooth.inputs import check_regular
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # the only decoders used, whatever the file name
-MAX_PIXELS = 8192 * 8192  # a quarter of a gigabyte once decoded
+SUFFIXES = {
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif",
+}  # fmt: skip
+FORMATS = ["PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF"]  # the only decoders used, whatever the file name
+HEIC_SUFFIXES = {".heic", ".heif"}  # photos of iPhones; their decoder is an extra
+if find_spec("pillow_heif"):
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    SUFFIXES |= HEIC_SUFFIXES
+    FORMATS.append("HEIF")
+MAX_SIDE = 8192
+MAX_PIXELS = MAX_SIDE**2  # a quarter of a gigabyte once decoded
 NEARLY_EQUAL = 8.0  # mean difference of 16 x 16 thumbnails, of 255; recompressed or slightly cropped copies stay below
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 
 
 class View(NamedTuple):
@@ -26,60 +45,24 @@ class View(NamedTuple):
     y: float = 0.5
 
 
-def list_images(folder: Path) -> tuple[list[Path], int]:
-    """The images directly in a folder, sorted by name, and how many other files there are, captions not counted.
-
-    Raises:
-        InputError: if a file is a link out of the folder: training images must lie in it.
-    """
-    files = sorted(path for path in folder.iterdir() if path.is_file() or path.is_symlink())
-    for path in files:
-        if path.is_symlink() and not _stays_in(folder, path):
-            raise InputError(f"{path} is a link out of its folder, to {path.readlink()}; put a copy there")
-    images = [path for path in files if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
-    captions = [path for path in files if path.suffix == ".txt"]
-    return images, len(files) - len(images) - len(captions)
-
-
-def _stays_in(folder: Path, link: Path) -> bool:
-    try:
-        return folder.resolve() in link.resolve(strict=True).parents
-    except (OSError, RuntimeError):  # a broken link, or a link to itself
-        return False
-
-
-def read_text(path: Path) -> str:
-    """The content of a text file in UTF-8.
-
-    Raises:
-        InputError: if it is not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not text in UTF-8 ({error}); save it as UTF-8") from error
-
-
-def read_caption(image: Path, default: str) -> str:
-    """The caption in `name.txt` or `name.png.txt` beside an image, else the default."""
-    for path in (image.with_suffix(".txt"), image.with_name(image.name + ".txt")):
-        if path.is_file():
-            return " ".join(read_text(path).split())
-    return default
-
-
 def read_image(path: Path) -> Image.Image:
-    """A file => an upright RGB image: EXIF rotation applied, transparency on white, palettes and 16 bit converted.
+    """A file => an upright RGB image in sRGB: the first frame, turned by EXIF, its ICC profile applied, on white.
 
     Raises:
-        InputError: if it is broken, or has more than MAX_PIXELS pixels, which is checked before decoding.
+        InputError: if it is broken, not a regular file, or has more than MAX_PIXELS pixels, which is checked before
+            decoding.
     """
+    check_regular(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's advice on sizes and odd metadata
             with Image.open(path, formats=FORMATS) as file:
                 if file.width * file.height <= MAX_PIXELS:
-                    return _upright(file)
+                    packed = raw_mode(file)
+                    file.load()
+                    image = to_srgb(_upright(file), packed)
+                    image.info.clear()  # else a copy that is saved carries the profile of other pixels
+                    return image
         size = f"{file.width} x {file.height} px, more than {MAX_PIXELS:,} in all"
     except Exception as error:  # decoders of broken or hostile files may raise anything
         raise InputError(f"{path} cannot be read as an image ({error}); repair or remove it") from error
@@ -87,15 +70,12 @@ def read_image(path: Path) -> Image.Image:
 
 
 def _upright(file: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(file)
-    image.load()
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):  # 16-bit greys that PIL widens to 32
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).astype(np.uint8))
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert("RGB")
+    """The image turned by its orientation. `ImageOps.exif_transpose` also rewrites EXIF, which fails for odd EXIF."""
+    try:
+        orientation = file.getexif().get(Base.Orientation)
+    except Exception:  # EXIF that cannot be parsed; the pixels can
+        return file
+    return file.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else file
 
 
 def near_identical(images: Sequence[Image.Image]) -> list[tuple[int, int]]:

@@ -12,6 +12,16 @@ from lightning_dreambooth.models.configs import NOISE_STEPS
 Sampler = Literal["ddim", "dpm++", "euler"]
 
 MAX_STEPS = NOISE_STEPS - 2  # DPM++ may divide the schedule into steps + 1 intervals and count timesteps from 1
+MAX_PROMPT = 10_000  # characters; the models read 77 tokens
+MAX_IMAGES = 100_000  # of one prompt or class
+
+
+def check_prompt(prompt: str, name: str) -> None:
+    """Raises InputError if a prompt has more than MAX_PROMPT characters."""
+    if len(prompt) > MAX_PROMPT:
+        raise InputError(
+            f"{name} has {len(prompt):,} characters, must have at most {MAX_PROMPT:,}: {prompt[:40]!r} ..."
+        )
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,7 @@ class SamplingSettings:
     sampler: Sampler = "ddim"
 
     def __post_init__(self) -> None:
+        check_prompt(self.negative_prompt, "negative_prompt")
         if not 1 <= self.steps <= MAX_STEPS:
             raise InputError(f"steps is {self.steps}, must lie in 1 ... {MAX_STEPS}")
         if self.guidance_scale < 0:

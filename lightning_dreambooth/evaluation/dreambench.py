@@ -6,8 +6,9 @@ from pathlib import Path
 from string import Formatter
 from typing import NamedTuple
 
-from lightning_dreambooth.data.images import list_images, read_text
+from lightning_dreambooth.data.folders import read_folder
 from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.inputs import read_text
 
 PROMPTS_FILE = "prompts_and_classes.txt"
 LIVE_CLASSES = ("cat", "dog")  # classes of live subjects, whose prompts name accessories and outfits
@@ -47,7 +48,7 @@ def read_subject(folder: Path, name: str) -> Subject:
         raise InputError(f"{file} does not list the subject {name!r}; it lists {', '.join(classes)}")
     if not (folder / name).is_dir():
         raise InputError(f"{folder / name} is not a folder; the images of the subject must lie there")
-    images, _ = list_images(folder / name)
+    images = read_folder(folder / name).images
     if len(images) < 2:
         raise InputError(f"{folder / name} holds {len(images)} images; 2 or more are needed")
     return Subject(name, classes[name], images, parse_prompts(lists[classes[name] in LIVE_CLASSES], file))

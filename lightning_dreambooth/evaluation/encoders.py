@@ -26,6 +26,7 @@ from lightning_dreambooth.evaluation.encoder_files import (
     readable_encoder,
 )
 from lightning_dreambooth.evaluation.lpips import Lpips
+from lightning_dreambooth.inputs import expand_given
 
 BATCH = 64  # images or texts encoded at once
 DINO_CROP = 0.875  # the middle 224 of 256 px, as DINO's own evaluation sees images (arXiv:2104.14294)
@@ -220,7 +221,8 @@ def encoders_for(clip_model: str | None, clip_pretrained: str | None, dino: str 
 
 
 def _absolute(name: str | None) -> str | None:
-    """A path that stays valid in another working folder; names stay as they are."""
+    """A path that stays valid in another working folder, `~` and `$VAR` expanded; names stay as they are."""
+    name = expand_given(name)
     return str(Path(name).absolute()) if name is not None and Path(name).exists() else name
 
 

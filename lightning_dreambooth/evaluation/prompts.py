@@ -83,7 +83,7 @@ def instances_with_texts(concepts: Sequence[Concept]) -> list[tuple[Concept, lis
     return [
         (
             concept,
-            [(image, strip_identifier(image.prompt, concept.identifier)) for image in instance_images(concept)[0]],
+            [(image, strip_identifier(image.prompt, concept.identifier)) for image in instance_images(concept)],
         )
         for concept in concepts
     ]

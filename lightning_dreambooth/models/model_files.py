@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.inputs import expand, expand_given
 from lightning_dreambooth.models.configs import SCHEDULER, read_config
 from lightning_dreambooth.models.hub import fetch, names_here, names_there, open_folder
 from lightning_dreambooth.models.supported import check_is_folder, check_kind, check_supported, check_vae
@@ -115,8 +116,8 @@ class ModelFiles:
     def __init__(
         self, pretrained: str, vae: str | None = None, revision: str | None = None, variant: str | None = None
     ) -> None:
-        self.pretrained = pretrained
-        self.vae = vae
+        self.pretrained = expand(pretrained)
+        self.vae = expand_given(vae)
         self.revision = revision
         self.variant = variant
 

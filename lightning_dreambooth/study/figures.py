@@ -6,7 +6,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from lightning_dreambooth.diffusion.requests import Request, SamplingSettings, check_seed
+from lightning_dreambooth.diffusion.requests import MAX_IMAGES, Request, SamplingSettings, check_seed
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.evaluation.metrics import measured_by
 from lightning_dreambooth.study.spec import FigureSpec, Hypothesis, Sampling, StudySpec
@@ -74,8 +74,10 @@ def expand_figure(key: str, spec: FigureSpec, study: StudySpec, variants: Mappin
         raise InputError(f"{where} has no prompt; give one, or training_pictures: true")
     axes = {name: _axis_values(name, spec, study.sampling) for name in ("seed", *DRAWN_BY)}
     number = study.sampling.num_images if spec.num_images is None else spec.num_images
-    if number < 1 or not shown or not all(axes.values()):
-        raise InputError(f"{where} has no images: num_images and every list must hold 1 or more")
+    if not 1 <= number <= MAX_IMAGES or not shown or not all(axes.values()):
+        raise InputError(
+            f"{where} has no images: num_images must lie in 1 ... {MAX_IMAGES:,}, and every list must hold 1 or more"
+        )
     return Figure(key, spec, shown, _rows(shown, axes, number, variants, where))
 
 

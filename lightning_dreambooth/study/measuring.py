@@ -84,7 +84,7 @@ def instance_paths(row: FigureRow, data: DreamBoothData) -> list[Path]:
         shown = shown_concept(row.coordinates["prompt"], data.concepts)
     except InputError:
         shown = 0
-    return [image.path for image in instance_images(data.concepts[shown])[0]]
+    return [image.path for image in instance_images(data.concepts[shown])]
 
 
 def row_text(row: FigureRow, data: DreamBoothData) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from lightning_dreambooth.data.images import read_text
 from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.inputs import expand, read_text
 from lightning_dreambooth.study.figures import Figure, check_hypothesis, expand_figure
 from lightning_dreambooth.study.spec import StudySpec
 from lightning_dreambooth.study.variants import NAME, Variant, expand_variants
@@ -45,6 +45,8 @@ def read_study(path: Path) -> Study:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from error
     # As they stand in the file: the parser would read a prompt such as `sks: girl` as YAML once more.
     spec = replace(spec, **{name: content[name] for name in ("overrides", "variants", "grid") if name in content})
+    if spec.dreambench is not None:
+        spec = replace(spec, dreambench=replace(spec.dreambench, folder=expand(spec.dreambench.folder)))
     _check_values(spec, path)
     variants: dict[str, Variant] = {}
     for variant in expand_variants(spec, path):
@@ -73,7 +75,9 @@ def _content(path: Path, extending: list[Path]) -> dict[str, Any]:
             raise InputError(f"{path}: the key {odd[0]!r} is not text in YAML; put it in quotes")
     content = {key: value for key, value in content.items() if value is not None}
     extended = content.pop(EXTENDS, None)
-    return content if extended is None else _content(Path(str(extended)), [*extending, path.resolve()]) | content
+    return (
+        content if extended is None else _content(Path(expand(str(extended))), [*extending, path.resolve()]) | content
+    )
 
 
 def _check_values(spec: StudySpec, path: Path) -> None:

@@ -10,6 +10,7 @@ import yaml
 
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.evaluation.dreambench import list_subjects, read_subject
+from lightning_dreambooth.inputs import expand
 from lightning_dreambooth.study.spec import Dreambench, StudySpec
 
 LAYER = "config"  # among values of `fit`: one more file that `fit` reads
@@ -68,7 +69,7 @@ def expand_variants(spec: StudySpec, path: Path) -> list[Variant]:
             changed = [spec.overrides, changes, dict(zip(spec.grid, values, strict=True))]
             # Files come before values, so that no file replaces a value that the study gives.
             layers = [spec.config, *(overrides[LAYER] for overrides in changed if LAYER in overrides)]
-            configs = [str(layer).replace("{variant}", name) for layer in layers]
+            configs = [expand(str(layer)).replace("{variant}", name) for layer in layers]
             if missing := [config for config in configs if not Path(config).is_file()]:
                 raise InputError(f"{path}: config {missing[0]} of variant {whole} is not a file here")
             values_of = {key: value for overrides in changed for key, value in overrides.items() if key != LAYER}

@@ -30,6 +30,11 @@ def test_options_of_one_concept_are_read(here: Path) -> None:
         ([REFERENCE, {"instance_prompt": "x"}], "concept 2: instance_data_dir missing"),
         ([REFERENCE | {"weight": "2"}], "weight is '2', must be int"),
         ([REFERENCE | {"weight": True}], "weight is True, must be int"),
+        ([REFERENCE | {"instance_prompt": ""}], "concept 1: instance_prompt empty"),
+        (
+            [REFERENCE | {"instance_prompt": " ", "instance_data_dir": ""}],
+            "instance_prompt and instance_data_dir empty",
+        ),
         ([], "must be a list of one or more"),
         ({"instance_prompt": "x"}, "must be a list of one or more"),
     ],
@@ -50,6 +55,5 @@ def test_a_concepts_list_that_is_not_json_is_refused(here: Path) -> None:
 def test_each_image_has_its_caption_or_the_prompt(here: Path) -> None:
     tiny.images(Path("girl"), 2)
     Path("girl/00.txt").write_text("sks girl laughing")
-    images, skipped = instance_images(Concept("sks girl", "girl"))
+    images = instance_images(Concept("sks girl", "girl"))
     assert [image.prompt for image in images] == ["sks girl laughing"] + ["sks girl"] * 4
-    assert skipped == 0

@@ -1,19 +1,20 @@
+import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.profiles import exif
 from PIL import Image
 
-from lightning_dreambooth.data.images import View, crop, list_images, read_caption, read_image, write_png
+from lightning_dreambooth.data.images import SUFFIXES, View, crop, read_image, write_png
 from lightning_dreambooth.errors import InputError
 
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     image = Image.new("RGB", (4, 2), "black")
     image.putpixel((0, 0), (255, 255, 255))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
-    image.save(tmp_path / "a.png", exif=exif)
+    image.save(tmp_path / "a.png", exif=exif(ORIENTATION))  # turn by 90 degrees clockwise to see it upright
     upright = read_image(tmp_path / "a.png")
     assert upright.size == (2, 4)
     assert upright.getpixel((1, 0)) == (255, 255, 255)
@@ -59,20 +60,52 @@ def test_a_truncated_image_is_named(tmp_path: Path) -> None:
         read_image(tmp_path / "a.jpg")
 
 
-def test_hidden_files_and_non_images_are_skipped_and_counted(tmp_path: Path) -> None:
-    for name in ("b.PNG", "a.jpg", "a.txt", ".hidden.png", "Thumbs.db", ".DS_Store"):
-        (tmp_path / name).touch()
-    (tmp_path / ".ipynb_checkpoints").mkdir()
-    images, skipped = list_images(tmp_path)
-    assert [path.name for path in images] == ["a.jpg", "b.PNG"]
-    assert skipped == 3
+SHORT, LONG = 3, 4  # types of EXIF values
+ORIENTATION = (0x112, SHORT, 1, b"\x06\0\0\0")
+ODD_EXIF = {
+    "a width of text": (0x100, 2, 4, b"abc\0"), "a negative width": (0x100, 9, 1, b"\xff\xff\xff\xff"),
+    "a width of half a pixel": (0x100, 11, 1, b"\0\0\0\x3f"), "a unit of one byte": (0x128, 1, 1, b"\2\0\0\0"),
+    "a resolution that is no number": (0x11A, 11, 1, b"\0\0\xc0\x7f"), "a folder of text": (0x14A, 2, 4, b"abc\0"),
+    "a folder in itself": (0x8769, LONG, 1, b"\x08\0\0\0"), "a folder beyond the end": (0x8825, LONG, 1, b"\0\0\1\0"),
+    "an unknown type": (0x100, 77, 1, b"abcd"), "text beyond the end": (0x110, 2, 500, b"\0\0\1\0"),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["dog.txt", "dog.png.txt"])
-def test_a_caption_file_takes_precedence_over_the_prompt(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text(" a dog\n on a hill \n")
-    assert read_caption(tmp_path / "dog.png", "a dog") == "a dog on a hill"
-    assert read_caption(tmp_path / "cat.png", "a cat") == "a cat"
+@pytest.mark.parametrize("kind", ODD_EXIF)
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_odd_exif_turns_the_image_by_its_orientation(tmp_path: Path, kind: str, suffix: str) -> None:
+    Image.new("RGB", (4, 2)).save(tmp_path / f"a.{suffix}", exif=exif(ORIENTATION, ODD_EXIF[kind]))
+    assert read_image(tmp_path / f"a.{suffix}").size == (2, 4)
+
+
+@pytest.mark.parametrize("content", [b"garbage!", b"II", b"", b"II*\0\x08\0\0\0", b"II*\0\x08\0\0\0\xff\xff"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_exif_that_cannot_be_parsed_is_ignored(tmp_path: Path, suffix: str, content: bytes) -> None:
+    Image.new("RGB", (4, 2)).save(tmp_path / f"a.{suffix}", exif=b"Exif\0\0" + content)
+    assert read_image(tmp_path / f"a.{suffix}").size == (4, 2)
+
+
+@pytest.mark.parametrize("suffix", ["png", "apng", "gif", "webp", "avif", "tif", "mpo"])
+def test_the_first_frame_is_read(tmp_path: Path, suffix: str) -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime", "blue")]
+    format_ = {"apng": "PNG"}.get(suffix)
+    frames[0].save(tmp_path / f"a.{suffix}", format=format_, save_all=True, append_images=frames[1:])
+    assert np.abs(np.array(read_image(tmp_path / f"a.{suffix}").getpixel((8, 8))) - (255, 0, 0)).max() < 6
+
+
+def test_only_a_regular_file_is_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    for path in (tmp_path / "pipe.png", tmp_path / "folder.png", Path("/dev/zero"), Path("/dev/stdin")):
+        with pytest.raises(InputError, match=f"{path} is not a regular file"):
+            read_image(path)
+
+
+@pytest.mark.skipif(not find_spec("pillow_heif"), reason="an extra")
+def test_heic_is_read_with_its_extra(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), (200, 30, 40)).save(tmp_path / "a.heic", quality=100)
+    assert ".heic" in SUFFIXES
+    assert np.abs(np.array(read_image(tmp_path / "a.heic").getpixel((9, 9))) - (200, 30, 40)).max() < 6
 
 
 def test_crop_takes_the_square_where_the_view_lies() -> None:
