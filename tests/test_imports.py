@@ -30,7 +30,7 @@ STOREYS = {
     "module": [],
     "datamodule": [],
     "analysis": [],
-    "saving": ["runs", "checkpoint_io", "states", "export"],
+    "saving": ["runs", "checkpoint_io", "order", "states", "export"],
     "callbacks": [
         "cadence", "loggers", "monitor", "signals", "samples", "measurement", "validation", "paper_benchmark",
         "checkpointing",

@@ -5,9 +5,8 @@ from pathlib import Path
 from lightning_dreambooth.callbacks.samples import SAMPLES
 from lightning_dreambooth.cli.job import Job
 from lightning_dreambooth.evaluation.history import best_first, describe_choice, share_of_training
-from lightning_dreambooth.saving.export import EXPORTS
+from lightning_dreambooth.saving.order import EXPORTS, newest_first
 from lightning_dreambooth.saving.runs import RUNS, step_name
-from lightning_dreambooth.saving.states import newest_first
 
 
 def fit_summary(job: Job, folder: Path, seconds: float) -> str:
@@ -35,4 +34,4 @@ def fit_summary(job: Job, folder: Path, seconds: float) -> str:
 def _pipeline(job: Job, folder: Path) -> Path:
     """The export of the best step that was exported, else the newest one."""
     best = [folder / EXPORTS / step_name(row["step"]) for row in best_first(job.callbacks.fidelity.history)]
-    return next((export for export in best if export.is_dir()), newest_first(folder / EXPORTS)[0])
+    return next((export for export in best if export.is_dir()), newest_first(folder / EXPORTS)[0].path)
