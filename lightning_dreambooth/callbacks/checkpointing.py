@@ -16,8 +16,9 @@ from lightning_dreambooth.datamodule import DreamBoothData
 from lightning_dreambooth.evaluation.history import MetricsRow, best_first
 from lightning_dreambooth.files import check_room
 from lightning_dreambooth.module import DreamBooth
+from lightning_dreambooth.saving.checkpoint_io import RESUMES
 from lightning_dreambooth.saving.export import METRICS_FILE, export
-from lightning_dreambooth.saving.order import EXPORTS, RESUMES, STATES, next_resumes, outdated
+from lightning_dreambooth.saving.order import EXPORTS, STATES, next_resumes, outdated
 from lightning_dreambooth.saving.runs import output_folder, step_name
 from lightning_dreambooth.saving.states import state_path
 

@@ -9,7 +9,8 @@ from lightning_dreambooth.evaluation.history import MetricsRow
 from lightning_dreambooth.evaluation.tables import write_json
 from lightning_dreambooth.files import replaced
 from lightning_dreambooth.module import DreamBooth
-from lightning_dreambooth.saving.order import RECORD, RESUMES
+from lightning_dreambooth.saving.checkpoint_io import RESUMES
+from lightning_dreambooth.saving.order import RECORD
 
 METRICS_FILE = "validation.json"
 

@@ -7,13 +7,12 @@ from typing import NamedTuple
 
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.evaluation.tables import read_json
-from lightning_dreambooth.saving.checkpoint_io import AtomicCheckpointIO
+from lightning_dreambooth.saving.checkpoint_io import RESUMES, read_resumes
 from lightning_dreambooth.saving.runs import step_name
 
 STATES = "states"
 EXPORTS = "exports"
-RECORD = "export.json"  # in an export: its step and resumes; a state holds them itself
-RESUMES = "resumes"  # how often the run had been resumed when a state or export was written
+RECORD = "export.json"  # in an export: its step, and how often the run had been resumed
 
 
 class Saved(NamedTuple):
@@ -63,10 +62,9 @@ def _step(path: Path) -> int | None:
 
 def _resumes(path: Path) -> float:
     try:
-        if path.is_dir():
-            record = read_json(path / RECORD) if (path / RECORD).is_file() else {}
-        else:
-            record = AtomicCheckpointIO().load_checkpoint(path)
+        if path.is_file():
+            return float(read_resumes(path))
+        record = read_json(path / RECORD) if (path / RECORD).is_file() else {}
         return float(int(record.get(RESUMES, 0)))
-    except (InputError, OSError, ValueError, TypeError, OverflowError):  # or what a broken file may hold in their place
+    except (InputError, OSError, ValueError, TypeError, OverflowError):  # what a broken record may raise
         return math.inf
