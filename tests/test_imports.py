@@ -35,7 +35,7 @@ STOREYS = {
         "cadence", "loggers", "monitor", "signals", "samples", "measurement", "validation", "paper_benchmark",
         "checkpointing",
     ],
-    "cli": ["job", "arguments", "help", "summary", "commands", "main"],
+    "cli": ["job", "arguments", "help", "summary", "output", "commands", "main"],
     "study": [
         "spec", "variants", "figures", "reading", "cost", "fits", "tasks", "executors", "measuring", "results", "plots",
         "curves", "page", "cli",

@@ -3,6 +3,7 @@
 Lightning's own `log_metrics` works for every logger; images and configs need a different call for each.
 """
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,14 @@ class RunLog(TensorBoardLogger):
             for file in run.glob(f"events.out.tfevents.*{suffix}"):
                 file.unlink()
             self._kwargs["filename_suffix"] = suffix
+            threading.excepthook = _except_of_the_disk
         return super().experiment
+
+
+def _except_of_the_disk(thrown: threading.ExceptHookArgs) -> None:
+    """Prints an error in a thread, but none of the disk: TensorBoard's thread ends by it, and the next write raises it."""
+    if not issubclass(thrown.exc_type, OSError):
+        threading.__excepthook__(thrown)
 
 
 def log_metrics(trainer: pl.Trainer, values: Mapping[str, float], step: int) -> None:

@@ -27,6 +27,7 @@ from lightning_dreambooth.data.image_jobs import ImageJobData
 from lightning_dreambooth.diffusion.requests import ImageJob
 from lightning_dreambooth.errors import InputError, Stopped
 from lightning_dreambooth.evaluation.tables import metrics_table
+from lightning_dreambooth.files import explained
 from lightning_dreambooth.saving.checkpoint_io import AtomicCheckpointIO
 from lightning_dreambooth.saving.runs import RUNS, default_name, is_first_process, locked, run_folder
 from lightning_dreambooth.saving.states import check_base, find_state, read_state
@@ -206,7 +207,7 @@ class DreamBoothCLI(LightningCLI):
 
     def fit(self, *args: Any, **kwargs: Any) -> None:
         """Trains while no other `fit` writes to the folder."""
-        with locked(self.folder):
+        with explained(self.folder), locked(self.folder):
             self.trainer.fit(*args, **kwargs)
 
     def after_fit(self) -> None:
