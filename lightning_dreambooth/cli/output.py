@@ -4,18 +4,18 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any
 
 
 class LastingStream:
     """A text stream that is written to nowhere once its reader has gone, so that no print breaks a training step.
 
     Args:
-        stream: The stream.
+        stream: A text stream with a file behind it.
         lost: Called when writing to it fails.
     """
 
-    def __init__(self, stream: TextIO, lost: Callable[[], None]) -> None:
+    def __init__(self, stream: Any, lost: Callable[[], None]) -> None:
         self.stream, self.lost = stream, lost
 
     def __getattr__(self, name: str) -> Any:

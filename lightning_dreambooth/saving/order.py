@@ -47,8 +47,11 @@ def outdated(folder: Path, keep: int, step: int) -> list[Path]:
 
 
 def next_resumes(run: Path) -> int:
-    """How often a run will have been resumed once it starts now; 0 if it has saved nothing."""
-    saved = [*newest_first(run / STATES), *newest_first(run / EXPORTS)]
+    """How often a run will have been resumed once it starts now; 0 if it has saved nothing.
+
+    The exports count only if no state is left: a killed `fit` may have exported the step that it has resumed once more.
+    """
+    saved = newest_first(run / STATES) or newest_first(run / EXPORTS)
     return 1 + max((int(each.resumes) for each in saved if each.resumes < math.inf), default=-1)
 
 

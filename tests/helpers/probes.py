@@ -28,6 +28,19 @@ class Stopper(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+class Killer(Callback):
+    """Kills this process as a micro-batch begins, after the log has reached the disk."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Called by Lightning."""
+        if batch_idx == self.at:
+            trainer.logger.experiment.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 class Spoiler(Callback):
     """Breaks something in the third step, and writes the file `spoiled`."""
 

@@ -155,12 +155,14 @@ def test_what_cannot_be_read_is_looked_at_first_and_never_removed(tmp_path: Path
     assert outdated(tmp_path, 2, 300) == [next(tmp_path.glob("step-000100*"))]
 
 
-def test_a_run_is_resumed_once_more_than_anything_it_has_saved(tmp_path: Path) -> None:
+def test_a_run_is_resumed_once_more_than_any_of_its_states_or_without_states_than_its_exports(tmp_path: Path) -> None:
     assert next_resumes(tmp_path) == 0
-    state(tmp_path / "states", 100)
-    assert next_resumes(tmp_path) == 1
     export(tmp_path / "exports", 100, 4)
     assert next_resumes(tmp_path) == 5
+    state(tmp_path / "states", 100)
+    assert next_resumes(tmp_path) == 1
+    state(tmp_path / "states", 50, 7)
+    assert next_resumes(tmp_path) == 8
 
 
 def test_a_run_goes_on_from_its_newest_state_and_keeps_what_it_writes(
