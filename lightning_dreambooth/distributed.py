@@ -73,7 +73,9 @@ def ignore_signals_in_worker(worker: int) -> None:
 
 def lost_process(error: RuntimeError) -> str:
     """What an error of torch says of another process of the run that has died; empty if it is about anything else."""
-    first = re.sub(r"^\[\S*\.cc:\d+\] ", "", str(error).strip()).partition(". ")[0]  # gloo begins with a place in its code
+    first = re.sub(r"^\[\S*\.cc:\d+\] ", "", str(error).strip()).partition(". ")[
+        0
+    ]  # gloo begins with a place in its code
     if first.startswith("DataLoader worker (pid"):
         return f"a loader process has died ({first.rstrip('.')}); if memory was short, lower data.num_workers"
     if dist.is_initialized() and (isinstance(error, dist.DistError) or "gloo" in str(error)):

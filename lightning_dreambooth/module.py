@@ -170,7 +170,7 @@ class DreamBooth(pl.LightningModule):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Exchanges the trained weights for their average, if there is any, and switches dropout off, inside the block."""
+        """Inside the block, dropout is off and the trained weights are exchanged for their average, if there is any."""
         swap = (lambda: None) if self.ema is None else self.ema.swap
         with self.model.without_dropout():
             swap()

@@ -107,9 +107,7 @@ def test_what_a_stop_has_left_out_is_logged_once_however_often_the_resumed_run_i
     assert [event.step for event in grids] == [0, 2, 4, 6]
 
 
-def test_max_time_limits_each_job_and_not_all_of_them_together(
-    run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_max_time_limits_each_job_and_not_all_of_them_together(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     settings = {
         "name": "run", "ckpt_path": "last", "trainer__max_time": "00:00:00:01", "trainer__max_steps": 100_000,
         "samples__every_n_steps": 100_000, "model__prior_weight": 0, "fidelity__losses_every_n_steps": "null",

@@ -11,7 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
-from pytorch_lightning.loggers.logger import rank_zero_experiment
+from pytorch_lightning.loggers.logger import rank_zero_experiment  # type: ignore[attr-defined]
 from torchvision.transforms.functional import pil_to_tensor
 
 from lightning_dreambooth.saving.order import next_resumes
@@ -47,7 +47,7 @@ class RunLog(TensorBoardLogger):
 
 
 def _except_of_the_disk(thrown: threading.ExceptHookArgs) -> None:
-    """Prints an error in a thread, but none of the disk: TensorBoard's thread ends by it, and the next write raises it."""
+    """Prints an error in a thread, but not of the disk: TensorBoard's thread ends by it, and the next write raises it."""
     if not issubclass(thrown.exc_type, OSError):
         threading.__excepthook__(thrown)
 

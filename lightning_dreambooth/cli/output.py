@@ -43,7 +43,7 @@ class LastingStream:
 def lasting_output(lost: Callable[[], None]) -> Iterator[None]:
     """Makes standard output and error last through the block; calls `lost` when the reader of one has gone."""
     streams: list[Any] = [sys.stdout, sys.stderr]
-    sys.stdout, sys.stderr = lasting = [LastingStream(stream, lost) for stream in streams]  # type: ignore[assignment]
+    sys.stdout, sys.stderr = lasting = [LastingStream(stream, lost) for stream in streams]
     try:
         yield
     finally:

@@ -14,7 +14,9 @@ from lightning_dreambooth.files import replaced
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # the only decoders used, whatever the file name
-READER_VERSION = 1  # raise it when `read_image` or `crop` gives other pixels for a file: encoded images then no longer fit
+READER_VERSION = (
+    1  # raise it when `read_image` or `crop` gives other pixels for a file: encoded images then no longer fit
+)
 MAX_PIXELS = 8192 * 8192  # a quarter of a gigabyte once decoded
 NEARLY_EQUAL = 8.0  # mean difference of 16 x 16 thumbnails, of 255; recompressed or slightly cropped copies stay below
 

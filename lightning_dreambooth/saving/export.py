@@ -20,7 +20,7 @@ def export(
 ) -> None:
     """Writes the (averaged) weights of a run atomically, as a Stable Diffusion pipeline folder.
 
-    `metrics` are those measured at this step, empty if nothing was measured; `resumes` is how often the run was resumed.
+    `metrics` are those of this step, empty if nothing was measured; `resumes` counts how often the run was resumed.
     """
     with replaced(folder) as beside, module.averaged():
         module.model.save(beside, dtype)
