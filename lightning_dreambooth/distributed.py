@@ -1,8 +1,9 @@
-"""Several processes that work as one: ranks, shared work, barriers, and locks of shared folders."""
+"""Several processes that work as one: ranks, shared work, barriers, signals, and locks of shared folders."""
 
+import re
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from lightning_dreambooth.files import remove_parts
 T = TypeVar("T")
 LOCK = ".lock"
 LOCK_PATIENCE_SECONDS = 20
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # those that end a run
 
 
 def world_size() -> int:
@@ -56,10 +58,29 @@ def gather_dict(local: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for part in parts for key, value in part.items()}
 
 
+def handle_signals(handler: Callable[..., Any]) -> None:
+    """Handles the signals that end a run, but not a SIGHUP that is ignored: `nohup` lets a run outlive its terminal."""
+    for number in SIGNALS:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
 def ignore_signals_in_worker(worker: int) -> None:
-    """Makes a loader worker ignore signals: its parent process decides when it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Makes a loader worker ignore signals: its parent process decides when it ends, by `OrderedLoader.close`."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def lost_process(error: RuntimeError) -> str:
+    """What an error of torch says of another process of the run that has died; empty if it is about anything else."""
+    first = re.sub(r"^\[\S*\.cc:\d+\] ", "", str(error).strip()).partition(". ")[
+        0
+    ]  # gloo begins with a place in its code
+    if first.startswith("DataLoader worker (pid"):
+        return f"a loader process has died ({first.rstrip('.')}); if memory was short, lower data.num_workers"
+    if dist.is_initialized() and (isinstance(error, dist.DistError) or "gloo" in str(error)):
+        return f"another process of the run has died ({first}); its own output says why"
+    return ""
 
 
 def acquire(lock: BaseFileLock, patience_seconds: int) -> bool:

@@ -1,5 +1,6 @@
 """Atomic writes (beside the target, flushed, then renamed), checks and SHA-256 of files, and free disk space."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -16,6 +17,9 @@ from lightning_dreambooth.errors import InputError, TrainingError
 
 PART = ".{}.{}.part"  # name of a file or folder while it is written; the random word is unique to its writer
 OLD = ".{}.old.part"  # name of a folder while another one replaces it
+DISK_ERRORS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+}  # fmt: skip
 
 
 def flush(path: Path) -> None:
@@ -42,7 +46,7 @@ def replaced(target: Path) -> Iterator[Path]:
             flush(path)
         _put_into_place(beside, target)
     except (OSError, SafetensorError) as error:
-        raise TrainingError(_refusal(target, beside, error)) from error
+        raise TrainingError(_refusal(target, error, f" after {_size(beside):,} bytes")) from error
     finally:
         _remove(beside)
 
@@ -62,11 +66,29 @@ def _put_into_place(beside: Path, target: Path) -> None:
     flush(target.parent)
 
 
-def _refusal(target: Path, beside: Path, error: Exception) -> str:
-    written = sum(path.stat().st_size for path in (beside, *beside.rglob("*")) if path.is_file())
+@contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Explains errors of the disk inside the block that name no remedy, and perhaps not even a path in `folder`.
+
+    Raises:
+        TrainingError: if the disk is full or broken, or writing is not allowed.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise TrainingError(_refusal(Path(str(error.filename or folder)), error)) from error
+
+
+def _size(path: Path) -> int:
+    return sum(inside.stat().st_size for inside in (path, *path.rglob("*")) if inside.is_file())
+
+
+def _refusal(target: Path, error: Exception, progress: str = "") -> str:
     existing = next(folder for folder in target.absolute().parents if folder.is_dir())
     return (
-        f"{target} could not be written after {written:,} bytes ({error}); {shutil.disk_usage(existing).free:,} bytes "
+        f"{target} could not be written{progress} ({error}); {shutil.disk_usage(existing).free:,} bytes "
         "are free there. What was saved before remains: make room or change the permissions, and resume with "
         "--ckpt_path last"
     )

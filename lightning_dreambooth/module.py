@@ -119,6 +119,7 @@ class DreamBooth(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """One micro-batch => the combined loss and, for the log, the instance and prior losses."""
+        randomness.seed_dropout(self.seed, batch.indices[0])
         loss = self.loss(batch)
         halves = {"train/loss": loss.total, "train/instance_loss": loss.instance, "train/prior_loss": loss.prior}
         return {"loss": loss.total} | {name: half.detach() for name, half in halves.items() if half is not None}
@@ -169,15 +170,14 @@ class DreamBooth(pl.LightningModule):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Exchanges the trained weights for their average inside the block; does nothing without an average."""
-        if self.ema is None:
-            yield
-            return
-        self.ema.swap()
-        try:
-            yield
-        finally:
-            self.ema.swap()
+        """Inside the block, dropout is off and the trained weights are exchanged for their average, if there is any."""
+        swap = (lambda: None) if self.ema is None else self.ema.swap
+        with self.model.without_dropout():
+            swap()
+            try:
+                yield
+            finally:
+                swap()
 
     def relative_changes(self) -> dict[str, Tensor]:
         """Relative change of each trained part from the base weights."""
@@ -236,6 +236,7 @@ class DreamBooth(pl.LightningModule):
             InputError: if the state does not hold exactly the weights that this run trains.
         """
         self.saved_with = checkpoint.get("optimizer")
+        resuming.start_clock(checkpoint)
         resuming.check_weights(checkpoint["state_dict"], self._saved_weights())
         checkpoint["state_dict"] = self.state_dict() | checkpoint["state_dict"]
         resuming.end_after_last_step(checkpoint, self.trainer.accumulate_grad_batches)

@@ -34,6 +34,11 @@ def integers(seed: int, purpose: str, index: Sequence[int], high: int) -> Int[Te
     return torch.tensor([int(generator(seed, purpose, i).integers(high)) for i in index])
 
 
+def seed_dropout(seed: int, index: int) -> None:
+    """Seeds torch's own generators, from which dropout layers draw, as a function of seed and sample index."""
+    torch.manual_seed(int(generator(seed, "dropout", index).integers(2**63)))
+
+
 def uniform(seed: int, purpose: str, index: int, count: int) -> tuple[float, ...]:
     """`count` uniform numbers in [0, 1)."""
     return tuple(generator(seed, purpose, index).random(count).tolist())

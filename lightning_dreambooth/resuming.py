@@ -37,6 +37,11 @@ def remove_names_of_code(checkpoint: dict[str, Any]) -> None:
         checkpoint.get(hyper_parameters, {}).pop("_instantiator", None)
 
 
+def start_clock(checkpoint: dict[str, Any]) -> None:
+    """Removes the time that earlier jobs took: `trainer.max_time` limits each job, which has a limit of its own."""
+    checkpoint.get("callbacks", {}).pop("Timer", None)
+
+
 def end_after_last_step(checkpoint: dict[str, Any], accumulate_grad_batches: int) -> None:
     """Sets the progress of a state to the end of its last optimizer step, wherever in that step it was saved.
 

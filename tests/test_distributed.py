@@ -115,6 +115,20 @@ def test_an_orphan_of_a_killed_run_does_not_disturb_the_next_one(folder: Path) -
     assert not list(folder.rglob(".*.part"))
 
 
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_whose_partner_dies_ends_within_seconds_in_one_line(folder: Path, victim: int) -> None:
+    runs = forked.together(folder, words("run", 2, trainer__max_steps=1000, checkpoint__every_n_steps=2))
+    until(runs[0], lambda: len(list((folder / "runs/run/states").glob("*.ckpt"))) > 1)
+    survivor = runs[1 - victim]
+    runs[victim].send(signal.SIGKILL)
+    assert survivor.wait(10) == 1, survivor.printed()
+    lines = [line for line in survivor.printed().splitlines() if "error: " in line]
+    assert len(lines) == 1
+    assert "another process of the run has died" in lines[0]
+    assert "resume with --ckpt_path last" in lines[0]
+    assert "Traceback" not in survivor.printed()
+
+
 def test_two_processes_draw_the_images_of_one(folder: Path) -> None:
     asked = ["predict", "--model.pretrained=tiny", "--samples.prompts=[a girl, a boy]", "--samples.num_images=2",
              "--samples.steps=2", "--trainer.accelerator=cpu", "--samples.batch_size=1"]  # fmt: skip

@@ -34,12 +34,12 @@ STOREYS = {
     "module": [],
     "datamodule": [],
     "analysis": [],
-    "saving": ["runs", "checkpoint_io", "states", "export"],
+    "saving": ["runs", "checkpoint_io", "order", "states", "export"],
     "callbacks": [
         "cadence", "loggers", "monitor", "signals", "samples", "measurement", "validation", "paper_benchmark",
         "checkpointing",
     ],
-    "cli": ["job", "arguments", "help", "summary", "commands", "main"],
+    "cli": ["job", "arguments", "help", "summary", "output", "commands", "main"],
     "study": [
         "spec", "variants", "figures", "reading", "cost", "fits", "tasks", "executors", "measuring", "results", "plots",
         "curves", "page", "cli",

@@ -6,24 +6,21 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from filelock import BaseFileLock, FileLock
 from pytorch_lightning.callbacks import Callback
 
 from lightning_dreambooth.callbacks.cadence import completes_step, due, ends_early
 from lightning_dreambooth.callbacks.loggers import flush
-from lightning_dreambooth.callbacks.measurement import VALIDATION
-from lightning_dreambooth.callbacks.samples import SAMPLES
 from lightning_dreambooth.callbacks.validation import Fidelity
 from lightning_dreambooth.data.checks import check_positive
 from lightning_dreambooth.datamodule import DreamBoothData
-from lightning_dreambooth.distributed import LOCK, acquire
-from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.evaluation.history import MetricsRow, best_first
-from lightning_dreambooth.files import check_room, remove_parts
+from lightning_dreambooth.files import check_room
 from lightning_dreambooth.module import DreamBooth
-from lightning_dreambooth.saving.export import EXPORTS, METRICS_FILE, export
+from lightning_dreambooth.saving.checkpoint_io import RESUMES
+from lightning_dreambooth.saving.export import METRICS_FILE, export
+from lightning_dreambooth.saving.order import EXPORTS, STATES, next_resumes, outdated
 from lightning_dreambooth.saving.runs import output_folder, step_name
-from lightning_dreambooth.saving.states import STATES, newest_first, state_path
+from lightning_dreambooth.saving.states import state_path
 
 FLOAT32_BYTES = 4
 
@@ -34,7 +31,8 @@ class Checkpointing(Callback):
     Args:
         every_n_steps: Optimizer steps between saves; the last step is always saved.
         keep_states: Number of newest states to keep; two, in case the newest is damaged.
-        keep_exports: Number of newest exports to keep; older ones are removed after a newer one is complete.
+        keep_exports: Number of newest exports to keep; older ones are removed after a newer one is complete, and those
+            of later steps than the current one stay.
         keep_best: Number of exports with the highest `fidelity` scores to keep too; written when measured.
         dtype: Number format of the exported weights.
     """
@@ -55,26 +53,16 @@ class Checkpointing(Callback):
         self.keep_best = keep_best
         self.dtype = getattr(torch, dtype)
         self.saved_step = 0
-        self.lock: BaseFileLock | None = None
+        self.resumes = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        """Locks the run's folder, and removes unfinished files of a killed run."""
+        """Counts how often the run was resumed."""
         if stage == "fit" and trainer.is_global_zero:
-            folder = output_folder(trainer)
-            self.lock = FileLock(folder / LOCK)
-            if not acquire(self.lock, patience_seconds=0):
-                raise InputError(f"{folder} is in use by another run; choose another name")
-            remove_parts(folder, folder / STATES, folder / EXPORTS, folder / SAMPLES, folder / VALIDATION)
-            self._prune(trainer)
+            self.resumes = next_resumes(output_folder(trainer))
 
-    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        """Releases the lock."""
-        if self.lock is not None:
-            self.lock.release()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Releases the lock."""
-        self.teardown(trainer, pl_module, "fit")
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Adds to a state what its age is read from."""
+        checkpoint[RESUMES] = self.resumes
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Checks that the disk has room for a state and an export."""
@@ -87,6 +75,7 @@ class Checkpointing(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Exports a resumed step if it is among the best but was measured only now, after a stop."""
         self.saved_step = trainer.global_step
+        self._prune(trainer)  # not earlier: only a restored history and step tell what to keep
         folder = self._export_folder(trainer)
         stale = folder.is_dir() and not (folder / METRICS_FILE).is_file()
         if trainer.global_step > 0 and self._metrics(trainer) and (stale or folder in self._best_folders(trainer)):
@@ -124,7 +113,8 @@ class Checkpointing(Callback):
     def _save_export(self, trainer: pl.Trainer, module: DreamBooth) -> None:
         if trainer.is_global_zero:
             data: DreamBoothData = trainer.datamodule  # type: ignore[attr-defined]
-            export(module, data, self._export_folder(trainer), self.dtype, self._metrics(trainer))
+            folder, metrics = self._export_folder(trainer), self._metrics(trainer)
+            export(module, data, folder, self.dtype, metrics, self.resumes)
             self._prune(trainer)
 
     def _export_folder(self, trainer: pl.Trainer) -> Path:
@@ -133,12 +123,11 @@ class Checkpointing(Callback):
     def _prune(self, trainer: pl.Trainer) -> None:
         if not trainer.is_global_zero:
             return
-        for state in newest_first(output_folder(trainer) / STATES)[self.keep_states :]:
+        run, step, best = output_folder(trainer), trainer.global_step, self._best_folders(trainer)
+        for state in outdated(run / STATES, self.keep_states, step):
             state.unlink()
-        exports = newest_first(output_folder(trainer) / EXPORTS)
-        kept = {*exports[: self.keep_exports], *self._best_folders(trainer)}
-        for folder in exports:
-            if folder not in kept:
+        for folder in outdated(run / EXPORTS, self.keep_exports, step):
+            if folder not in best:
                 shutil.rmtree(folder)
 
     def _history(self, trainer: pl.Trainer) -> list[MetricsRow]:

@@ -3,13 +3,53 @@
 Lightning's own `log_metrics` works for every logger; images and configs need a different call for each.
 """
 
+import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers.logger import rank_zero_experiment  # type: ignore[attr-defined]
 from torchvision.transforms.functional import pil_to_tensor
+
+from lightning_dreambooth.saving.order import next_resumes
+
+
+class RunLog(TensorBoardLogger):
+    """TensorBoard's log in a run's folder, in a file for each time that the run was resumed.
+
+    Args:
+        run: Folder of the run.
+        purge_step: Step from which events in earlier files no longer count; None if the run is new.
+    """
+
+    def __init__(self, run: Path, purge_step: int | None) -> None:
+        super().__init__(run.parent, run.name, version="", default_hp_metric=False, purge_step=purge_step)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The writer. Opening it removes the file of a killed `fit` that has saved nothing: all of it is logged again.
+
+        Not even the steps before `purge_step` count there: a step whose measurement a stop has left out is measured
+        when the run is resumed, so that it is later than the state.
+        """
+        if self._experiment is None:
+            run = Path(self.log_dir)
+            suffix = f".resumed-{next_resumes(run)}"
+            for file in run.glob(f"events.out.tfevents.*{suffix}"):
+                file.unlink()
+            self._kwargs["filename_suffix"] = suffix
+            threading.excepthook = _except_of_the_disk
+        return super().experiment
+
+
+def _except_of_the_disk(thrown: threading.ExceptHookArgs) -> None:
+    """Prints an error in a thread, but not of the disk, by which TensorBoard's ends: the next write raises it."""
+    if not issubclass(thrown.exc_type, OSError):
+        threading.__excepthook__(thrown)
 
 
 def log_metrics(trainer: pl.Trainer, values: Mapping[str, float], step: int) -> None:

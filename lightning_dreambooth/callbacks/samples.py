@@ -91,6 +91,15 @@ class Samples(Callback):
         self.seeds = range(seed, seed + num_images)
         self.batch_size = batch_size
         self.every_n_steps = every_n_steps
+        self.drawn_step = -1  # of the last grid
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step of the last grid: a grid that is due and later than it is missing in the log."""
+        return {"drawn_step": self.drawn_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues after the grid of a state."""
+        self.drawn_step = int(state_dict["drawn_step"])
 
     def check(self, data: DreamBoothData) -> None:
         """Warns of prompts whose end the model does not read."""
@@ -131,7 +140,7 @@ class Samples(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Draws the base model's grid, or a grid that was due when the resumed run was stopped."""
-        skipped = due(trainer, self.every_n_steps) and not self._file(trainer).is_file()
+        skipped = due(trainer, self.every_n_steps) and self.drawn_step < trainer.global_step
         if trainer.global_step == 0 or skipped:
             self._draw_grid(trainer, pl_module)
 
@@ -144,6 +153,7 @@ class Samples(Callback):
         return output_folder(trainer) / SAMPLES / f"{step_name(trainer.global_step)}.png"
 
     def _draw_grid(self, trainer: pl.Trainer, module: DreamBooth) -> None:
+        self.drawn_step = trainer.global_step
         if not trainer.is_global_zero:
             return
         data: DreamBoothData = trainer.datamodule  # type: ignore[attr-defined]

@@ -1,4 +1,7 @@
-"""Handling of SIGINT and SIGTERM: a run ends at once while it prepares, and after its current step while it trains."""
+"""Handling of what ends a run early: signals, and output whose reader has gone.
+
+It ends at once while it prepares, and after its current step while it trains.
+"""
 
 import os
 import signal
@@ -12,9 +15,9 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from lightning_dreambooth.callbacks.cadence import completes_step
+from lightning_dreambooth.data.loading import OrderedLoader
+from lightning_dreambooth.distributed import handle_signals
 from lightning_dreambooth.errors import Stopped
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class GracefulStop(Callback):
@@ -30,17 +33,24 @@ class GracefulStop(Callback):
 
     def install_handlers(self) -> None:
         """Handles the signals in place of Lightning, which would end without a state and with exit code 0 or 1."""
-        for number in SIGNALS:
-            signal.signal(number, self._handle)
+        handle_signals(self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
         if not self.training:
-            raise Stopped(number, f"stopped by {name}; what was written stays")
-        first, self.received = not self.received, number
-        if first:
+            raise Stopped(number, f"stopped by {signal.Signals(number).name}; what was written stays")
+        self.stop_after_step(number)
+
+    def stop_after_step(self, number: int) -> None:
+        """Ends training after the current step, or after the first one if it has not begun."""
+        if not self.received:
+            self.received = number
             with suppress(OSError):  # the terminal may be gone; print is not allowed inside another print
+                name = signal.Signals(number).name
                 os.write(sys.stderr.fileno(), f"\n{name}: saving at the end of this step\n".encode())
+
+    def lose_output(self) -> None:
+        """Ends training as a signal would, because nobody reads what is printed; the other verbs go on."""
+        self.stop_after_step(signal.SIGPIPE)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Makes signals end the run after a step, with a saved state."""
@@ -62,5 +72,11 @@ class GracefulStop(Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Ends the processes that this one has launched, which would wait for it."""
+        self.teardown(trainer, pl_module, "fit")
         if trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGKILL)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Ends the loader's processes."""
+        if isinstance(trainer.train_dataloader, OrderedLoader):
+            trainer.train_dataloader.close()

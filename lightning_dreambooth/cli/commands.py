@@ -10,11 +10,11 @@ from typing import Any
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ProgressBar, TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
+from lightning_dreambooth.callbacks.loggers import RunLog
 from lightning_dreambooth.callbacks.measurement import VALIDATION
 from lightning_dreambooth.callbacks.monitor import TrainingMonitor
 from lightning_dreambooth.callbacks.signals import GracefulStop
@@ -27,9 +27,10 @@ from lightning_dreambooth.data.image_jobs import ImageJobData
 from lightning_dreambooth.diffusion.requests import ImageJob
 from lightning_dreambooth.errors import InputError, Stopped
 from lightning_dreambooth.evaluation.tables import metrics_table
+from lightning_dreambooth.files import explained
 from lightning_dreambooth.inputs import expand_given
 from lightning_dreambooth.saving.checkpoint_io import AtomicCheckpointIO
-from lightning_dreambooth.saving.runs import RUNS, default_name, is_first_process, run_folder
+from lightning_dreambooth.saving.runs import RUNS, default_name, is_first_process, locked, run_folder
 from lightning_dreambooth.saving.states import check_base, find_state, read_state
 
 STRATEGIES = (SingleDeviceStrategy, DDPStrategy)  # tested; others keep parts of the weights in each process
@@ -89,6 +90,8 @@ class DreamBoothCLI(LightningCLI):
         if self.state_path is not None:
             state = read_state(self.state_path)
             self.purge_step, self.trained_from = state["global_step"] + 1, state["DreamBoothData"].get("base_model")
+            if is_first_process():
+                print(f"{self.subcommand} goes on from {self.state_path}, step {state['global_step']}", file=sys.stderr)
         if self.subcommand != "fit":
             self.folder = self._output_folder(config, default, begins)
         elif begins:
@@ -124,9 +127,7 @@ class DreamBoothCLI(LightningCLI):
         if self.subcommand != "fit":
             kwargs["logger"] = False
         elif configured.get("logger") in (None, True):
-            name = str(self.folder.relative_to(RUNS))
-            options: dict[str, Any] = {"name": name, "version": "", "default_hp_metric": False}
-            kwargs["logger"] = TensorBoardLogger(RUNS, purge_step=self.purge_step, **options)
+            kwargs["logger"] = RunLog(self.folder, self.purge_step)
         # The saved config runs the job again, from its beginning and under a new name.
         config = self.config[self.subcommand]
         config.name, config.ckpt_path = None, None
@@ -204,6 +205,11 @@ class DreamBoothCLI(LightningCLI):
     def _check_base(self) -> None:
         if self.state_path is not None:
             check_base(self.state_path, self.trained_from, self.job.data.files.fingerprint)
+
+    def fit(self, *args: Any, **kwargs: Any) -> None:
+        """Trains while no other `fit` writes to the folder."""
+        with explained(self.folder), locked(self.folder):
+            self.trainer.fit(*args, **kwargs)
 
     def after_fit(self) -> None:
         """Prints the summary; raises Stopped if a signal ended the run."""

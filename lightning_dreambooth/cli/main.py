@@ -3,7 +3,7 @@
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from jsonargparse import ArgumentError
@@ -11,12 +11,14 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import SaveConfigCallback
 
 from lightning_dreambooth.callbacks.loggers import log_config
-from lightning_dreambooth.callbacks.signals import SIGNALS, GracefulStop
+from lightning_dreambooth.callbacks.signals import GracefulStop
 from lightning_dreambooth.cli.arguments import VERBS
 from lightning_dreambooth.cli.commands import DreamBoothCLI
 from lightning_dreambooth.cli.help import full_help, overview, short_help
 from lightning_dreambooth.cli.job import Job
+from lightning_dreambooth.cli.output import lasting_output
 from lightning_dreambooth.datamodule import DreamBoothData
+from lightning_dreambooth.distributed import SIGNALS, lost_process
 from lightning_dreambooth.errors import InputError, Stopped, TrainingError
 from lightning_dreambooth.module import DreamBooth
 from lightning_dreambooth.saving.runs import is_first_process, output_folder
@@ -94,11 +96,16 @@ def exit_on_error(graceful_stop: GracefulStop) -> Iterator[None]:
     before = [signal.getsignal(number) for number in SIGNALS]
     try:
         graceful_stop.install_handlers()
-        yield
+        with lasting_output(graceful_stop.lose_output):
+            yield
     except (InputError, ArgumentError) as error:
         sys.exit(_complain(error, 2))
     except (TrainingError, OSError) as error:
         sys.exit(_complain(error, 1))
+    except RuntimeError as error:
+        if not (reason := lost_process(error)):
+            raise
+        sys.exit(_complain(f"{reason}; resume with --ckpt_path last", 1))
     except Stopped as stopped:
         # A launcher kills all processes as soon as one fails, so after an agreed stop only the first process fails.
         sys.exit(0 if stopped.agreed and not is_first_process() else _complain(stopped, 128 + stopped.number))
@@ -121,6 +128,7 @@ def main(argv: list[str] | None = None) -> DreamBoothCLI:
         return DreamBoothCLI(graceful_stop, args=full_help(argv), **OPTIONS)
 
 
-def _complain(error: BaseException, code: int) -> int:
-    print(f"{PROG}: {'error: ' if code < 128 else ''}{' '.join(str(error).split())}", file=sys.stderr)
+def _complain(error: BaseException | str, code: int) -> int:
+    with suppress(OSError):  # nobody may read it any more
+        print(f"{PROG}: {'error: ' if code < 128 else ''}{' '.join(str(error).split())}", file=sys.stderr)
     return code

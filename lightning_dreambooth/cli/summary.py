@@ -2,24 +2,27 @@
 
 from pathlib import Path
 
+from pytorch_lightning.callbacks import Callback, Timer
+
 from lightning_dreambooth.callbacks.samples import SAMPLES
 from lightning_dreambooth.cli.job import Job
 from lightning_dreambooth.evaluation.history import best_first, describe_choice, share_of_training
-from lightning_dreambooth.saving.export import EXPORTS
+from lightning_dreambooth.saving.order import EXPORTS, newest_first
 from lightning_dreambooth.saving.runs import RUNS, step_name
-from lightning_dreambooth.saving.states import newest_first
+
+MAX_TIME = "trainer.max_time"
 
 
 def fit_summary(job: Job, folder: Path, seconds: float) -> str:
-    """One or two lines about a fit that has ended after `seconds`."""
+    """A few lines about a fit that has ended after `seconds`."""
     steps, loss = job.trainer.global_step, job.trainer.callback_metrics.get("train/loss")
-    if loss is None:
-        return (
-            f"{folder.name}: nothing was trained: the state has {steps} steps; raise trainer.max_steps or "
-            "fidelity.patience"
-        )
     fidelity = job.callbacks.fidelity
+    if loss is None:
+        return f"{folder.name}: nothing was trained: the state has {steps} steps; raise {_limit(job)}"
     lines = []
+    if _limit(job) == MAX_TIME:
+        resume = f"resume with --name {folder.relative_to(RUNS)} --ckpt_path last"
+        lines.append(f"{folder.name}: {MAX_TIME} is over after step {steps} of {job.trainer.max_steps}; {resume}")
     if choice := describe_choice(fidelity.history):
         rows = job.data.samples_seen(steps) * job.data.rows_per_sample
         lines.append(f"{folder.name}: {choice}; measuring took {share_of_training(fidelity.evaluations, rows)}")
@@ -32,7 +35,16 @@ def fit_summary(job: Job, folder: Path, seconds: float) -> str:
     return "\n".join(lines)
 
 
+def _limit(job: Job) -> str:
+    """The key that has ended training, if no signal has."""
+    if job.trainer.global_step >= job.trainer.max_steps:
+        return "trainer.max_steps"
+    callbacks: list[Callback] = job.trainer.callbacks  # type: ignore[attr-defined]
+    left = [callback.time_remaining() for callback in callbacks if isinstance(callback, Timer)]
+    return MAX_TIME if any(seconds is not None and seconds <= 0 for seconds in left) else "fidelity.patience"
+
+
 def _pipeline(job: Job, folder: Path) -> Path:
     """The export of the best step that was exported, else the newest one."""
     best = [folder / EXPORTS / step_name(row["step"]) for row in best_first(job.callbacks.fidelity.history)]
-    return next((export for export in best if export.is_dir()), newest_first(folder / EXPORTS)[0])
+    return next((export for export in best if export.is_dir()), newest_first(folder / EXPORTS)[0].path)

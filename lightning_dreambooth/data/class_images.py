@@ -1,5 +1,6 @@
 """Class folders: filled once by the base model through image_store.py, with a manifest of how each image was drawn."""
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -63,18 +64,26 @@ class ClassImages:
         Raises:
             InputError: if the class images of the folder were drawn by another recipe.
         """
-        present: set[str] = set()
-        if self.folder.is_dir():
-            _check_manifest(self.folder / MANIFEST, self.recipe)
-            present = {image.path.name for image in class_images(self.concept)}
-        jobs: list[ImageJob] = []
-        number = 0
-        while len(jobs) < self.count - len(present):
-            name = f"{number:05d}.png"
-            if name not in present:
-                jobs.append(ImageJob(len(jobs), self._request(number), self.folder / name))
-            number += 1
-        return jobs
+        present = self._present()
+        absent = [job for job in self.jobs() if job.path and job.path.name not in present]
+        return absent[: max(0, self.count - len(present))]
+
+    def jobs(self) -> list[ImageJob]:
+        """Jobs of all images that this run may draw into the folder, drawn or not; their batches do not change."""
+        present, manifest = self._present(), self.folder / MANIFEST
+        drawn = _read_manifest(manifest)["seeds"].keys() if manifest.is_file() else set()
+        users = present - drawn
+        numbers = (number for number in itertools.count() if _name(number) not in users)
+        return [
+            ImageJob(i, self._request(number), self.folder / _name(number))
+            for i, number in enumerate(itertools.islice(numbers, max(0, self.count - len(users))))
+        ]
+
+    def _present(self) -> set[str]:
+        if not self.folder.is_dir():
+            return set()
+        _check_manifest(self.folder / MANIFEST, self.recipe)
+        return {image.path.name for image in class_images(self.concept)}
 
     def _request(self, number: int) -> Request:
         seed = int(randomness.integers(self.seed, f"class image {self.recipe.prompt}", [number], 2**31 - 1))
@@ -89,7 +98,7 @@ class ClassImages:
         """
         writer = ImageWriter(load, self.recipe.model, self.recipe.resolution_px, self.batch_size)
         title = f"class images: {self.recipe.prompt}"
-        fill_folder(self.folder, self.missing, writer, title, announce=self._write_manifest)
+        fill_folder(self.folder, self.jobs, self.missing, writer, title, announce=self._write_manifest)
 
     def _write_manifest(self, jobs: Sequence[ImageJob]) -> None:
         """Records all jobs before the first image is drawn, so that every image has its record."""
@@ -99,6 +108,10 @@ class ClassImages:
         content = json.dumps({"recipe": self.recipe.as_dict(), "seeds": seeds}, indent=1)
         with replaced(manifest) as beside:
             beside.write_text(content + "\n", encoding="utf-8")
+
+
+def _name(number: int) -> str:
+    return f"{number:05d}.png"
 
 
 def _check_manifest(manifest: Path, recipe: ClassImageRecipe) -> None:

@@ -1,7 +1,7 @@
 """Stores of images that are drawn once, by all processes together; each batch is written when it is drawn."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -33,17 +33,21 @@ class ImageWriter(NamedTuple):
     resolution_px: int
     batch_size: int
 
-    def write(self, jobs: Sequence[ImageJob], title: str) -> None:
-        """Draws and writes images, all processes together."""
-        # Whole batches, so that an image is the same to the last bit on any number of processes.
-        local = shard(batches(jobs, self.batch_size))
-        count = sum(len(batch) for batch in local)
+    def write(self, jobs: Sequence[ImageJob], missing: Collection[ImageJob], title: str) -> None:
+        """Draws and writes the missing images of a list, all processes together."""
+        # Batches of the whole list, because the last bit of an image may depend on its batch: so it is the same on any
+        # number of processes, and after a stop amid a batch.
+        wanted = {job.number for job in missing}
+        lacking = [batch for batch in batches(jobs, self.batch_size) if any(job.number in wanted for job in batch)]
+        local = shard(lacking)
+        count = sum(job.number in wanted for batch in local for job in batch)
         with tqdm(total=count, desc=title, unit="image", disable=rank() > 0 or not local) as progress:
             for batch in local:
                 images = sample(self.load(), [job.request for job in batch], self.resolution_px)
                 for job, image in zip(batch, as_bytes(images).cpu(), strict=True):
-                    write_job(job, to_pil_image(image), self.model)
-                progress.update(len(batch))
+                    if job.number in wanted:
+                        write_job(job, to_pil_image(image), self.model)
+                        progress.update()
 
 
 def write_job(job: ImageJob, image: Image.Image, model: str) -> None:
@@ -58,31 +62,31 @@ def write_job(job: ImageJob, image: Image.Image, model: str) -> None:
 
 
 def fill_folder(
-    folder: Path, missing: Callable[[], list[ImageJob]], writer: ImageWriter, title: str,
-    announce: Callable[[list[ImageJob]], None] = lambda jobs: None,
+    folder: Path, jobs: Callable[[], list[ImageJob]], missing: Callable[[], list[ImageJob]], writer: ImageWriter,
+    title: str, announce: Callable[[list[ImageJob]], None] = lambda jobs: None,
 ) -> None:  # fmt: skip
     """Draws the missing images of a folder while no other run writes there.
 
     Args:
         folder: The folder.
-        missing: Lists the jobs whose images are missing.
+        jobs: Lists the jobs of all images, drawn or not.
+        missing: Lists those whose images are missing.
         writer: Draws and writes them.
         title: Title of the progress bar.
-        announce: Called with the jobs by the first process, before the first image is drawn.
+        announce: Called with the missing ones by the first process, before the first image is drawn.
 
     Raises:
         InputError: if other processes write to another disk.
     """
-    jobs = missing()
-    if not any_rank(bool(jobs)):
+    if not any_rank(bool(missing())):
         return
     with exclusive_folder(folder):
-        jobs = missing()  # another run may have drawn them meanwhile
+        every, lacking = jobs(), missing()  # another run may have drawn some meanwhile
         barrier()
-        if jobs and rank() == 0:
-            announce(jobs)
-        writer.write(jobs, title)
-    if absent := [job.path for job in jobs if job.path and not job.path.is_file()]:
+        if lacking and rank() == 0:
+            announce(lacking)
+        writer.write(every, lacking, title)
+    if absent := [job.path for job in lacking if job.path and not job.path.is_file()]:
         raise InputError(f"{absent[0]} was drawn on another node; name a folder that all nodes share")
 
 
@@ -109,13 +113,16 @@ class ImageStore:
         content = f"{request.as_dict()} {self.resolution_px} {self.precision}"
         return self.folder / self.model / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.png"
 
-    def missing(self, requests: Sequence[Request]) -> list[ImageJob]:
-        """Jobs of the requests whose images are not drawn yet."""
-        jobs = [ImageJob(number, request, self.path(request)) for number, request in enumerate(requests)]
-        return [job for job in jobs if job.path and not job.path.is_file()]
-
     def fill(self, requests: Sequence[Request], load: Callable[[], StableDiffusion], title: str) -> list[Path]:
-        """Draws the missing images; returns the path of each request's image."""
+        """Draws the missing images; returns the path of each request's image.
+
+        Images that another list of requests has drawn stay as they are, so that a run finds its own again.
+        """
+        jobs = [ImageJob(number, request, self.path(request)) for number, request in enumerate(requests)]
         writer = ImageWriter(load, self.model, self.resolution_px, self.batch_size)
-        fill_folder(self.folder / self.model, lambda: self.missing(requests), writer, title)
+
+        def missing() -> list[ImageJob]:
+            return [job for job in jobs if job.path and not job.path.is_file()]
+
+        fill_folder(self.folder / self.model, lambda: jobs, missing, writer, title)
         return [self.path(request) for request in requests]

@@ -16,6 +16,8 @@ from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.files import replaced
 from lightning_dreambooth.inputs import check_regular
 
+# Raise it when `read_image` or `crop` gives other pixels for a file: encoded images then no longer fit.
+READER_VERSION = 1
 SUFFIXES = {
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif",
 }  # fmt: skip

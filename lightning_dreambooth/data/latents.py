@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
-from lightning_dreambooth.data.images import View, crop, read_image, square_box
+from lightning_dreambooth.data.images import READER_VERSION, View, crop, read_image, square_box
 from lightning_dreambooth.distributed import any_rank, barrier, exclusive_folder, gather_dict, rank, shard
-from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.errors import InputError, TrainingError
 from lightning_dreambooth.files import replaced, sha256
 from lightning_dreambooth.models.conditioning import Conditioning, on_cpu, unstack
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
@@ -35,13 +35,20 @@ def load_pixels(path: Path, view: View, resolution_px: int) -> UInt8[Tensor, "3 
     return pil_to_tensor(crop(read_image(path), resolution_px, view))
 
 
-def is_readable(file: Path) -> bool:
-    """Whether a safetensors file is there and as long as its header says."""
+def read_entry(file: Path) -> Tensor | None:
+    """The tensor of a cache entry; None if it is missing, damaged, or not the entry of its name."""
     try:
-        with safe_open(file, framework="pt"):
-            return True
+        with safe_open(file, framework="pt") as opened:
+            moments: Tensor = opened.get_tensor("moments").clone()  # not the mapped file, which may change
+            digest = (opened.metadata() or {}).get("sha256")
     except (OSError, SafetensorError):
-        return False
+        return None
+    return moments if digest == entry_digest(file, moments) else None
+
+
+def entry_digest(file: Path, moments: Tensor) -> str:
+    """SHA-256 of the name and the content of a cache entry, 64 hex digits."""
+    return hashlib.sha256(file.name.encode() + moments.numpy().tobytes()).hexdigest()
 
 
 @torch.no_grad()
@@ -74,13 +81,22 @@ class LatentCache:
             self.contents[path] = (sha256(path), *read_image(path).size)
         content, width, height = self.contents[path]
         box = square_box(width, height, view)
-        decided_by = f"{content} {box} {view.flip} {self.resolution_px} {self.encoder}"
+        decided_by = f"{content} {box} {view.flip} {self.resolution_px} {self.encoder} reader {READER_VERSION}"
         return hashlib.sha256(decided_by.encode()).hexdigest()[:32]
 
     def get(self, path: Path, view: View) -> Float[Tensor, "twice_c h w"]:
-        """The posterior of one image, after `fill`."""
+        """The posterior of one image, after `fill`.
+
+        Raises:
+            TrainingError: if its entry was damaged or removed since then.
+        """
         key = self.key(path, view)
-        return self.memory[key] if self.folder is None else load_file(self._file(key))["moments"]
+        if self.folder is None:
+            return self.memory[key]
+        moments = read_entry(self._file(key))
+        if moments is None:
+            raise TrainingError(f"{self._file(key)} was damaged or removed while it was used; --ckpt_path last resumes")
+        return moments
 
     def fill(self, views: Iterable[tuple[Path, View]], encode: Encode, batch_size: int) -> None:
         """Encodes the missing entries, all processes together.
@@ -100,17 +116,19 @@ class LatentCache:
             raise InputError(f"{self._file(absent[0])} was written on another node; name a cache_dir that nodes share")
 
     def _encode(self, by_key: Mapping[str, tuple[Path, View]], encode: Encode, batch_size: int) -> None:
-        missing = self._missing(by_key)
+        missing, keys = {*self._missing(by_key)}, list(by_key)
         barrier()
-        local = [(key, by_key[key]) for key in shard(missing)]
+        # Batches of the whole list, as for images that are drawn: the last bit of an entry may depend on its batch.
+        parts = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
+        local = shard([part for part in parts if missing.intersection(part)])
         silent = rank() > 0 or not local
-        with tqdm(total=len(local), desc="encoding images", unit="image", disable=silent) as progress:
-            for start in range(0, len(local), batch_size):
-                batch = local[start : start + batch_size]
-                pixels = torch.stack([load_pixels(path, view, self.resolution_px) for _, (path, view) in batch])
-                for (key, _), moments in zip(batch, encode(pixels).cpu(), strict=True):
-                    self._put(key, moments.clone(memory_format=torch.contiguous_format))
-                progress.update(len(batch))
+        with tqdm(total=sum(map(len, local)), desc="encoding images", unit="image", disable=silent) as progress:
+            for part in local:
+                pixels = torch.stack([load_pixels(*by_key[key], self.resolution_px) for key in part])
+                for key, moments in zip(part, encode(pixels).cpu(), strict=True):
+                    if key in missing:
+                        self._put(key, moments.clone(memory_format=torch.contiguous_format))
+                progress.update(len(part))
 
     def _file(self, key: str) -> Path:
         return Path(str(self.folder), f"{key}.safetensors")
@@ -118,11 +136,11 @@ class LatentCache:
     def _missing(self, keys: Iterable[str]) -> list[str]:
         if self.folder is None:
             return [key for key in keys if key not in self.memory]
-        return [key for key in keys if not is_readable(self._file(key))]
+        return [key for key in keys if read_entry(self._file(key)) is None]
 
     def _put(self, key: str, moments: Tensor) -> None:
         if self.folder is None:
             self.memory[key] = moments
             return
         with replaced(self._file(key)) as beside:
-            save_file({"moments": moments}, beside)
+            save_file({"moments": moments}, beside, metadata={"sha256": entry_digest(self._file(key), moments)})

@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader, Sampler
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from lightning_dreambooth.errors import InputError, TrainingError
 
 
 class ShardedOrder(Sampler[list[int]]):
@@ -49,15 +52,30 @@ class OrderedLoader(DataLoader[Any]):
     waited_seconds = 0.0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """The batches; adds up the time spent waiting for each."""
-        batches = super().__iter__()
+        """The batches; adds up the time spent waiting for each.
+
+        Raises:
+            InputError, TrainingError, OSError: if a worker has raised it, without the worker's traceback.
+        """
+        self.batches = super().__iter__()
         while True:
             began = time.perf_counter()
-            batch = next(batches, None)
+            try:
+                batch = next(self.batches, None)
+            except (InputError, TrainingError, OSError) as error:
+                raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2]) from error
             self.waited_seconds += time.perf_counter() - began
             if batch is None:
                 return
             yield batch
+
+    def close(self) -> None:
+        """Ends the workers. They ignore signals, and a process that ends by an error would wait for them forever."""
+        batches = getattr(self, "batches", None)
+        if isinstance(batches, _MultiProcessingDataLoaderIter):
+            batches._shutdown_workers()
+            for worker in batches._workers:
+                worker.kill()  # one that is amid a batch has not noticed
 
     def state_dict(self) -> dict[str, Any]:
         """Empty: the order is a function of the current step."""

@@ -5,8 +5,8 @@ Ranges: images come in as bytes 0 ... 255 and go out in [0, 1]; latents carry th
 
 import json
 import shutil
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,17 @@ class StableDiffusion(nn.Module):
             if text_encoder:
                 self.text_encoder.activation_checkpointing_enable()
         return {name: dict(part.named_parameters()) for name, part in parts.items()}
+
+    @contextmanager
+    def without_dropout(self) -> Iterator[None]:
+        """Switches dropout off inside the block, as for drawing, also in the parts that are trained."""
+        training = [layer for layer in self.modules() if layer.training]
+        self.eval()
+        try:
+            yield
+        finally:
+            for layer in training:
+                layer.training = True
 
     def lay_out_contiguously(self) -> None:
         """Stores the UNet's weights contiguously, for optimizers that do so in their first step anyway."""

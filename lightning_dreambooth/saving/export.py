@@ -9,18 +9,22 @@ from lightning_dreambooth.evaluation.history import MetricsRow
 from lightning_dreambooth.evaluation.tables import write_json
 from lightning_dreambooth.files import replaced
 from lightning_dreambooth.module import DreamBooth
+from lightning_dreambooth.saving.checkpoint_io import RESUMES
+from lightning_dreambooth.saving.order import RECORD
 
-EXPORTS = "exports"
 METRICS_FILE = "validation.json"
 
 
-def export(module: DreamBooth, data: DreamBoothData, folder: Path, dtype: torch.dtype, metrics: MetricsRow) -> None:
+def export(
+    module: DreamBooth, data: DreamBoothData, folder: Path, dtype: torch.dtype, metrics: MetricsRow, resumes: int
+) -> None:
     """Writes the (averaged) weights of a run atomically, as a Stable Diffusion pipeline folder.
 
-    `metrics` are those measured at this step; empty if nothing was measured.
+    `metrics` are those of this step, empty if nothing was measured; `resumes` counts how often the run was resumed.
     """
     with replaced(folder) as beside, module.averaged():
         module.model.save(beside, dtype)
+        write_json(beside / RECORD, {"step": module.global_step, RESUMES: resumes})
         (beside / "README.md").write_text(model_card(module, data, folder, metrics), encoding="utf-8")
         if metrics:
             write_json(beside / METRICS_FILE, metrics)

@@ -2,12 +2,17 @@
 
 import itertools
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities import rank_zero_only
 
+from lightning_dreambooth.distributed import LOCK, acquire
 from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.files import remove_parts
 
 RUNS = Path("runs")
 CACHE = RUNS / ".cache"  # files that runs share
@@ -52,6 +57,29 @@ def create_exclusively(folder: Path) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Lets one `fit` at a time write to a run's folder, and first removes unfinished files of a killed one.
+
+    The first process holds the lock for all; it must enter before anything in the folder is opened for writing.
+
+    Raises:
+        InputError: if another `fit` holds the lock.
+    """
+    if not is_first_process():
+        yield
+        return
+    lock = FileLock(run / LOCK)
+    if not acquire(lock, patience_seconds=0):
+        raise InputError(f"{run} is in use by another run; choose another name")
+    try:
+        remove_parts(run)
+        remove_parts(*(path for path in run.iterdir() if path.is_dir()))
+        yield
+    finally:
+        lock.release()
 
 
 def is_first_process() -> bool:

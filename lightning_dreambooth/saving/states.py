@@ -8,9 +8,9 @@ from typing import Any
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.files import is_whole
 from lightning_dreambooth.saving.checkpoint_io import AtomicCheckpointIO
+from lightning_dreambooth.saving.order import STATES, newest_first
 from lightning_dreambooth.saving.runs import RUNS, step_name
 
-STATES = "states"
 HOOKS = ("_instantiator", "_class_path")  # through these Lightning runs code that a state names (CVE-2026-58659)
 PARTS = {
     "global_step": int, "state_dict": dict, "optimizer_states": list, "lr_schedulers": list, "loops": dict,
@@ -23,16 +23,11 @@ def state_path(run: Path, step: int) -> Path:
     return run / STATES / f"{step_name(step)}.ckpt"
 
 
-def newest_first(folder: Path) -> list[Path]:
-    """States or exports, the newest file first: after an early state is resumed, a newer file may have a lower step."""
-    return sorted(folder.glob("step-*"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
-
-
 def find_state(ckpt_path: str | None, name: str | None, default: str) -> Path | None:
     """The value of `--ckpt_path` => the path of a state; None without one, or if `last` finds no state.
 
-    `last` is the newest undamaged state of the run of the given name, else of all runs of the default name, `-2` and so
-    on included.
+    `last` is the newest undamaged state of the run of the given name; without one, of the run of the default name with
+    the highest number, `-2` and so on.
 
     Raises:
         InputError: if there is no such file, or all are damaged.
@@ -45,10 +40,8 @@ def find_state(ckpt_path: str | None, name: str | None, default: str) -> Path | 
         if not is_whole(Path(ckpt_path)):
             raise InputError(f"{ckpt_path} is damaged or not a state; give another one that `fit` has written")
         return Path(ckpt_path)
-    defaulted = re.compile(rf"{re.escape(default)}(-\d+)?")
-    runs = [RUNS / name] if name else [run for run in RUNS.glob("*") if defaulted.fullmatch(run.name)]
-    states = [state for run in runs for state in newest_first(run / STATES)]
-    states.sort(key=lambda state: state.stat().st_mtime_ns, reverse=True)
+    runs = [RUNS / name] if name else _numbered(default)
+    states = [saved.path for run in runs for saved in newest_first(run / STATES)]
     for state in states:
         if is_whole(state):
             return state
@@ -56,6 +49,13 @@ def find_state(ckpt_path: str | None, name: str | None, default: str) -> Path | 
     if states:
         raise InputError(f"no state of {RUNS / (name or default)} is undamaged; begin again under another name")
     return None
+
+
+def _numbered(default: str) -> list[Path]:
+    """The runs of a default name, the last one first."""
+    matches = {run: re.fullmatch(rf"{re.escape(default)}(?:-(\d+))?", run.name) for run in RUNS.glob("*")}
+    numbers = {run: int(match[1] or 1) for run, match in matches.items() if match}
+    return sorted(numbers, key=lambda run: numbers[run], reverse=True)
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-from lightning_dreambooth.callbacks.signals import SIGNALS
+from lightning_dreambooth.distributed import handle_signals
 from lightning_dreambooth.errors import InputError, Stopped, TrainingError
 from lightning_dreambooth.study.tasks import Task
 
@@ -87,8 +87,7 @@ def _stopped_by_signals() -> Iterator[None]:
         received.append(number)
         raise KeyboardInterrupt
 
-    for number in SIGNALS:
-        signal.signal(number, interrupt)
+    handle_signals(interrupt)
     try:
         yield
     except KeyboardInterrupt:

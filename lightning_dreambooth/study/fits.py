@@ -24,9 +24,8 @@ from lightning_dreambooth.errors import InputError, TrainingError
 from lightning_dreambooth.evaluation.dreambench import Subject
 from lightning_dreambooth.evaluation.tables import read_json, write_json
 from lightning_dreambooth.files import sha256
-from lightning_dreambooth.saving.export import EXPORTS
+from lightning_dreambooth.saving.order import EXPORTS, STATES, newest_first
 from lightning_dreambooth.saving.runs import RUNS
-from lightning_dreambooth.saving.states import STATES
 from lightning_dreambooth.study.variants import Variant
 
 RECORD = "study.json"  # in a run's folder: its command, its time, and whether it is finished
@@ -57,7 +56,7 @@ class Fit(NamedTuple):
     @property
     def export(self) -> Path:
         """Folder of the export of the last step."""
-        return max((self.folder / EXPORTS).glob("step-*"))
+        return newest_first(self.folder / EXPORTS)[0].path
 
     @property
     def record(self) -> dict[str, Any]:

@@ -134,6 +134,15 @@ def test_the_best_exports_stay_and_say_what_they_score(here: Path, measured: Run
     assert f"| clip_i | {metrics['clip_i']:.3f} |" in (run / f"exports/step-{best:06d}/README.md").read_text()
 
 
+def test_repeating_a_finished_command_keeps_its_best_exports(here: Path, measured: Run) -> None:
+    often = {"fidelity__every_n_steps": 1, "checkpoint__every_n_steps": 1, "checkpoint__keep_exports": 1}
+    measured(name="run", checkpoint__keep_best=3, **often)
+    before = exports(here / "runs/run")
+    assert len(before) > 1
+    measured(name="run", ckpt_path="last", checkpoint__keep_best=3, **often)
+    assert exports(here / "runs/run") == before
+
+
 def test_training_stops_when_the_score_no_longer_grows(here: Path, measured: Run) -> None:
     settings = {
         "name": "run", "ckpt_path": "last", "fidelity__every_n_steps": 1, "fidelity__patience": 2,

@@ -37,6 +37,36 @@ def test_class_images_are_drawn_once(here: Path, model: StableDiffusion) -> None
     assert contents() == before
 
 
+@pytest.mark.parametrize("batch_size", [2, 3, 4])
+@pytest.mark.parametrize("lost", [{0}, {1}, {2, 3}, {0, 3, 6}, {4, 5, 6}, {1, 2, 3, 4, 5, 6}])
+def test_class_images_are_redrawn_to_the_last_bit(
+    here: Path, model: StableDiffusion, batch_size: int, lost: set[int]
+) -> None:
+    images = ClassImages(CONCEPT, 7, RECIPE, 0, batch_size)
+    images.fill(lambda: model)
+    before = contents()
+    times = {name: Path("class", name).stat().st_mtime_ns for name in before}
+    for number in lost:
+        Path("class", f"{number:05d}.png").unlink()
+    images.fill(lambda: model)
+    assert contents() == before
+    rewritten = {name for name in before if Path("class", name).stat().st_mtime_ns != times[name]}
+    assert rewritten == {f"{number:05d}.png" for number in lost}
+
+
+def test_images_that_the_user_has_taken_out_are_replaced_only_if_there_are_too_few(
+    here: Path, model: StableDiffusion
+) -> None:
+    fill(model, 6)
+    for name in ("00001.png", "00002.png"):
+        Path("class", name).unlink()
+    assert fill(model, 4) == 0
+    tiny.images(Path("class"), 1)
+    assert fill(model, 6) == 1
+    assert Path("class/00001.png").is_file()
+    assert not Path("class/00002.png").exists()
+
+
 def test_class_images_are_topped_up_with_those_a_larger_set_would_have(here: Path, model: StableDiffusion) -> None:
     fill(model, 3)
     few = contents()

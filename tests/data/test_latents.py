@@ -1,13 +1,18 @@
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lightning_dreambooth.data import latents
 from lightning_dreambooth.data.images import View
 from lightning_dreambooth.data.latents import LatentCache, images_at_once, load_pixels
 from lightning_dreambooth.datamodule import DreamBoothData
+from lightning_dreambooth.errors import TrainingError
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 from lightning_dreambooth.module import DreamBooth
 
@@ -71,12 +76,68 @@ def test_only_what_changed_is_encoded_again(here: Path, model: StableDiffusion) 
     LatentCache("vae", 32, here / "cache").fill(views(), encode, batch_size=4)
     assert encode.count == 10
     Image.new("RGB", (40, 40), "green").save("girl/00.png")
-    LatentCache("vae", 32, here / "cache").fill(views(), encode, batch_size=4)
+    LatentCache("vae", 32, here / "cache").fill(views(), encode, batch_size=2)
     assert encode.count == 12
     LatentCache("another vae", 32, here / "cache").fill(views(), encode, batch_size=4)
     assert encode.count == 22
     LatentCache("vae", 16, here / "cache").fill(views(), encode, batch_size=4)
     assert encode.count == 32
+
+
+def test_images_are_encoded_again_after_the_reader_has_changed(
+    here: Path, model: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = Counted(model)
+    LatentCache("vae", 32, here / "cache").fill(views(), encode, batch_size=4)
+    monkeypatch.setattr(latents, "READER_VERSION", latents.READER_VERSION + 1)
+    LatentCache("vae", 32, here / "cache").fill(views(), encode, batch_size=4)
+    assert encode.count == 20
+
+
+def another_image(entries: list[Path]) -> None:
+    shutil.copy(entries[1], entries[0])
+
+
+def other_values(entries: list[Path]) -> None:
+    save_file({"moments": load_file(entries[0])["moments"] + 1}, entries[0])
+
+
+def one_bit(entries: list[Path]) -> None:
+    content = bytearray(entries[0].read_bytes())
+    content[-1] ^= 1
+    entries[0].write_bytes(content)
+
+
+def another_name(entries: list[Path]) -> None:
+    save_file({"latents": load_file(entries[0])["moments"]}, entries[0])
+
+
+def cut(entries: list[Path]) -> None:
+    entries[0].write_bytes(entries[0].read_bytes()[:-1])
+
+
+def gone(entries: list[Path]) -> None:
+    entries[0].unlink()
+
+
+DAMAGES = [another_image, other_values, one_bit, another_name, cut, gone]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_entry_is_never_used_and_is_encoded_again_to_the_last_bit(
+    here: Path, model: StableDiffusion, damage: Callable[[list[Path]], None], batch_size: int
+) -> None:
+    cache = LatentCache("vae", 32, here / "cache")
+    cache.fill(views(), model.encode, batch_size)
+    path, view = views()[7]
+    before, entry = cache.get(path, view), here / f"cache/{cache.key(path, view)}.safetensors"
+    damage([entry, here / f"cache/{cache.key(*views()[2])}.safetensors"])
+    with pytest.raises(TrainingError, match="was damaged or removed"):
+        cache.get(path, view)
+    again = LatentCache("vae", 32, here / "cache")
+    again.fill(views(), model.encode, batch_size)
+    assert torch.equal(again.get(path, view), before)
 
 
 def test_views_that_cut_the_same_square_are_encoded_once(here: Path, model: StableDiffusion) -> None:

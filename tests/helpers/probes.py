@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lightning_dreambooth.errors import TrainingError
 
 
 class Stopper(Callback):
@@ -23,6 +26,46 @@ class Stopper(Callback):
         """Called by Lightning."""
         if batch_idx == self.at:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Killer(Callback):
+    """Kills this process as a micro-batch begins, after the log has reached the disk."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Called by Lightning."""
+        if batch_idx == self.at:
+            trainer.logger.experiment.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Spoiler(Callback):
+    """Breaks something in the third step, and writes the file `spoiled`."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Called by Lightning."""
+        if batch_idx != 2:
+            return
+        Path("spoiled").touch()
+        images = [*Path("girl").glob("*.png")]
+        if self.how == "every image is broken":
+            for image in images:
+                image.write_bytes(b"x")
+        elif self.how == "every image is gone":
+            for image in images:
+                image.unlink()
+        elif self.how == "a worker is killed":
+            os.kill(active_children()[0].pid, signal.SIGKILL)
+        elif self.how == "a worker is stopped":
+            os.kill(active_children()[0].pid, signal.SIGSTOP)
+            raise TrainingError("the disk is full")
+        else:
+            raise TrainingError("the disk is full")
 
 
 class Recorder(Callback):
