@@ -18,7 +18,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from lightning_dreambooth import randomness
 from lightning_dreambooth.callbacks.samples import Samples
 from lightning_dreambooth.cli.commands import DreamBoothCLI
-from lightning_dreambooth.data.dataset import Batch, Moments, TokenIds
+from lightning_dreambooth.data.dataset import Batch, Moments
+from lightning_dreambooth.data.draws import Draws
 from lightning_dreambooth.diffusion.objective import Loss
 from lightning_dreambooth.errors import InputError, InputWarning
 from lightning_dreambooth.models.conditioning import Conditioning
@@ -129,8 +130,9 @@ def test_the_gradient_is_linear_in_the_prior_weight_and_at_zero_that_of_the_inst
     cli = run(trainer__max_steps=1, data__batch_size=2)
     both = cli.datamodule.dataset.collate([cli.datamodule.dataset[i] for i in range(2)])
     alone = both._replace(
-        halves=("instance",), images=Moments(both.images.values[:2]), prompts=TokenIds(both.prompts.values[:2])
-    )
+        halves=("instance",), images=Moments(both.images.values[:2]),
+        prompts=both.prompts._replace(places=both.prompts.places[:2]), draws=Draws(*(draw[:2] for draw in both.draws)),
+    )  # fmt: skip
     instance = gradient(cli, alone, 0.0)
     one, three = (gradient(cli, both, weight) - instance for weight in (1.0, 3.0))
     assert one.norm() > 0.1 * instance.norm()
@@ -342,7 +344,7 @@ def test_nan_stops_before_the_update(run: Run, capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit) as stopped:
         run(name="poisoned", checkpoint__every_n_steps=1)
     assert stopped.value.code == 1
-    assert "stopped before the update of step 3: the loss is not finite" in capsys.readouterr().err
+    assert "stopped before anything of step 3 was saved: the loss is not finite" in capsys.readouterr().err
     state = torch.load("runs/poisoned/states/step-000002.ckpt", weights_only=True)
     assert state["global_step"] == 2
     assert all(value.isfinite().all() for value in state["state_dict"].values())
@@ -361,7 +363,7 @@ def test_a_gradient_that_is_not_finite_is_named(
     with pytest.raises(SystemExit) as stopped:
         run()
     assert stopped.value.code == 1
-    assert "step 1: unet.conv_in.weight has a gradient that is not finite" in capsys.readouterr().err
+    assert "step 1 was saved: unet.conv_in.weight has a gradient that is not finite" in capsys.readouterr().err
 
 
 class Scaled(MixedPrecision):
