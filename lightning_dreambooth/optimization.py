@@ -65,7 +65,10 @@ def set_learning_rates(scheduler: LambdaLR, base_rates: Sequence[float]) -> None
 
 @contextmanager
 def without_waits(optimizer: Optimizer) -> Iterator[None]:
-    """Keeps an optimizer of bitsandbytes from waiting for the device after each weight: only paged states need that."""
+    """Keeps an optimizer of bitsandbytes from waiting for the device after each weight, which only paged states need.
+
+    See `sync_gpu` in https://github.com/bitsandbytes-foundation/bitsandbytes/blob/main/bitsandbytes/optim/optimizer.py.
+    """
     library: Any = sys.modules.get("bitsandbytes.optim.optimizer")
     if library is None or getattr(optimizer, "is_paged", True):
         yield
