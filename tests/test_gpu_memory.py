@@ -97,7 +97,7 @@ def predict(sd15: Path, precision: str, argv: list[str]) -> dict[str, float]:
         "model.pretrained": sd15, "data.instance_data_dir": "girl", "data.class_data_dir": "class",
         "data.num_class_images": 3, "trainer.accelerator": "cpu", "trainer.precision": "32",
         "fidelity.clip_model": "null", "fidelity.clip_pretrained": "null", "fidelity.dino": "null",
-        "fidelity.unrelated_prompts": "null",
+        "fidelity.prompts": "null", "fidelity.unrelated_prompts": "null",
     }  # fmt: skip
     with fake_cuda() as device:
         job = build_job([*argv, *(f"--{key}={value}" for key, value in small.items())])
@@ -128,7 +128,7 @@ CASES = {
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("config", CASES)
-def test_a_config_needs_no_more_memory_than_it_says(here: Path, sd15: Path, config: str) -> None:
+def test_a_config_needs_the_memory_that_it_says(here: Path, sd15: Path, config: str) -> None:
     precision, layers = CASES[config]
     tiny.images(here / "girl", 5, 600), tiny.images(here / "class", 3, 600)
     argv = [f"--config={ROOT / 'configs' / layer}" for layer in layers]
@@ -136,5 +136,5 @@ def test_a_config_needs_no_more_memory_than_it_says(here: Path, sd15: Path, conf
         argv += ["--model.variant=null", "--model.vae=null"]
     stated = float(re.search(r"([\d.]+) GB of its memory", (ROOT / "configs" / config).read_text())[1])
     peaks = predict(sd15, precision, argv)
-    print(config, peaks)
-    assert max(peaks.values()) <= stated
+    print(config, peaks)  # shown by `pytest -s`
+    assert 0.9 * stated < round(max(peaks.values()), 1) <= stated

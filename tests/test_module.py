@@ -358,6 +358,7 @@ def test_nan_stops_before_the_update(run: Run, capsys: pytest.CaptureFixture[str
 DUE = ("checkpoint", "samples", "fidelity__losses", "trainer__log")
 
 
+@pytest.mark.filterwarnings("ignore:The number of training batches")
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("due", DUE)
 def test_nothing_that_follows_a_step_with_nan_is_logged_drawn_or_saved(
@@ -374,6 +375,7 @@ def test_nothing_that_follows_a_step_with_nan_is_logged_drawn_or_saved(
     assert {step for curve in scalars(folder).values() for step, _ in curve} <= {0, 1}
 
 
+@pytest.mark.filterwarnings("ignore:The number of training batches")
 def test_a_signal_after_a_step_with_nan_saves_no_state_of_it(
     run: Run, poisoned: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
