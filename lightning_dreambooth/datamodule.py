@@ -1,7 +1,7 @@
 """LightningDataModule from concepts to batches of instance and class rows."""
 
 from collections.abc import Callable
-from functools import cache, cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from lightning_dreambooth.data import checks, dataset, image_checks
 from lightning_dreambooth.data.class_images import ClassImageRecipe, ClassImages
 from lightning_dreambooth.data.concepts import Concept, given_concepts
 from lightning_dreambooth.data.dataset import ConceptImages, PairDataset, TrainingSetup
+from lightning_dreambooth.data.draws import DrawSource
 from lightning_dreambooth.data.latents import ENCODE_BATCH, LatentCache, encode_prompts, images_at_once
 from lightning_dreambooth.data.loading import OrderedLoader, ShardedOrder
 from lightning_dreambooth.diffusion.requests import MAX_IMAGES, Sampler, SamplingSettings, of_section
@@ -103,7 +104,8 @@ class DreamBoothData(pl.LightningDataModule):
         self.class_batch_size = class_batch_size
         if training_setup is None:
             raise InputError("data.training_setup is not given; take that of the module")
-        self.files, self.with_prior, self.train_text_encoder, self.seed = training_setup
+        self.base, self.with_prior, self.train_text_encoder, self.seed, self.noise_offset = training_setup
+        self.files = self.base.files
         self.checked = False
         self.resumed = (0, 0)
         self.data_digests: dict[str, str] = {}  # from setup on
@@ -184,7 +186,7 @@ class DreamBoothData(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Draws missing class images and fills the caches, all processes together."""
         trainer: Any = self.trainer
-        load = cache(lambda: StableDiffusion.load(self.files).to(trainer.strategy.root_device))  # at most once
+        load = partial(self.base.load, trainer.strategy.root_device)
         with trainer.precision_plugin.forward_context():
             self.draw_class_images(load)
             self.dataset = self._build_dataset(load, str(trainer.precision))
@@ -211,7 +213,9 @@ class DreamBoothData(pl.LightningDataModule):
             seen = [(image.path, view) for image in images for view in views]
             at_once = images_at_once(self.resolution_px)
             latents.fill(seen, lambda pixels: load().encode(pixels.to(load().device)), at_once)
-        return PairDataset(sets, by_prompt, views, self.resolution_px, self.caption_dropout, self.seed, latents)
+        model = load()
+        draw = DrawSource(self.seed, self.noise_offset, model.latent_shape(self.resolution_px), len(model.alphas_bar))
+        return PairDataset(sets, by_prompt, views, self.resolution_px, self.caption_dropout, self.seed, draw, latents)
 
     def samples_seen(self, step: int) -> int:
         """Number of samples that training has consumed before an optimizer step, whatever the batch sizes were."""

@@ -1,25 +1,27 @@
 """DreamBooth as a LightningModule: UNet, text encoder and VAE with the instance-plus-prior loss."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.plugins import MixedPrecision
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_dreambooth import optimization, randomness, resuming
-from lightning_dreambooth.data.dataset import Batch, Moments, TokenIds, TrainingSetup
+from lightning_dreambooth.data.dataset import Batch, Moments, TrainingSetup
 from lightning_dreambooth.diffusion import objective
 from lightning_dreambooth.diffusion.requests import ImageJob, Request
 from lightning_dreambooth.diffusion.sampling import sample
 from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.gradients import GradientRecord
+from lightning_dreambooth.models.base_model import BaseModel
 from lightning_dreambooth.models.model_files import ModelFiles
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
+from lightning_dreambooth.models.tokens import TokenIds
 from lightning_dreambooth.optimization import Schedule, WeightAverage, weight_sample
 
 
@@ -71,6 +73,7 @@ class DreamBooth(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer"])
         self.files = ModelFiles(pretrained, vae, revision, variant)
+        self.base = BaseModel(self.files)
         self.prior_weight = prior_weight
         self.train_text_encoder = train_text_encoder
         self.learning_rates = {"text_encoder": text_encoder_lr}
@@ -84,6 +87,7 @@ class DreamBooth(pl.LightningModule):
         self.gradient_checkpointing = gradient_checkpointing
         self.seed = seed
         self.ema: WeightAverage | None = None
+        self.gradients: GradientRecord | None = None  # while training
         self.saved_with: str | None = None  # the kind of optimizer of a resumed state
         self._check_values()
 
@@ -102,11 +106,11 @@ class DreamBooth(pl.LightningModule):
     @property
     def training_setup(self) -> TrainingSetup:
         """The settings of this module that the datamodule needs."""
-        return TrainingSetup(self.files, self.prior_weight > 0, self.train_text_encoder, self.seed)
+        return TrainingSetup(self.base, self.prior_weight > 0, self.train_text_encoder, self.seed, self.noise_offset)
 
     def setup(self, stage: str) -> None:
-        """Loads the base weights; `trained` then holds the weights to train, by part and name."""
-        self.model = StableDiffusion.load(self.files)
+        """Takes the base model; `trained` then holds the weights to train, by part and name."""
+        self.model = self.base.take()
         self.trained = self.model.train_parts(self.train_text_encoder, self.gradient_checkpointing)
         if self.ema_decay is not None:
             self.ema = WeightAverage(self.trained, self.ema_decay)
@@ -115,28 +119,26 @@ class DreamBooth(pl.LightningModule):
     def release(self) -> None:
         """Frees the weights; `setup` loads them again."""
         del self.model, self.trained, self.base_sample
-        self.ema = None  # it holds the weights, too
+        self.ema = self.gradients = None  # they hold the weights, too
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """One micro-batch => the combined loss and, for the log, the instance and prior losses."""
         randomness.seed_dropout(self.seed, batch.indices[0])
         loss = self.loss(batch)
+        # With several processes, perhaps only one has a loss that is not finite; all find it in their shared gradient.
+        if self.gradients and self.trainer.world_size == 1:
+            self.gradients.record_loss(self.global_step + 1, loss.total.detach())
         halves = {"train/loss": loss.total, "train/instance_loss": loss.instance, "train/prior_loss": loss.prior}
         return {"loss": loss.total} | {name: half.detach() for name, half in halves.items() if half is not None}
 
     def loss(self, batch: Batch) -> objective.Loss:
         """Instance and class rows => the prior-preservation objective."""
         model, alphas_bar = self.model, self.model.alphas_bar
-        images, prompts = batch.images, batch.prompts
+        images, prompts, (posterior, noise, timesteps) = batch.images, batch.prompts, batch.draws
         moments = images.values if isinstance(images, Moments) else model.encode(images.values)
-        shape = (moments.shape[1] // 2, *moments.shape[2:])
-        latents = objective.posterior_sample(moments, self._normal("posterior", batch, shape))
-        noise = self._normal("noise", batch, shape)
-        if self.noise_offset:
-            noise = noise + self.noise_offset * self._normal("noise offset", batch, (shape[0], 1, 1))
-        timesteps = self._integers("timestep", batch, len(alphas_bar))
+        latents = objective.posterior_sample(moments, posterior)
         noisy = objective.add_noise(latents, noise, timesteps, alphas_bar)
-        conditioning = model.embed(prompts.values) if isinstance(prompts, TokenIds) else prompts
+        conditioning = model.embed(prompts) if isinstance(prompts, TokenIds) else prompts
         prediction = model.predict(noisy, timesteps, conditioning)
         target = objective.target(latents, noise, timesteps, alphas_bar, model.prediction_type)
         errors = objective.squared_error(prediction, target)
@@ -144,16 +146,6 @@ class DreamBooth(pl.LightningModule):
             errors = errors * objective.min_snr_weights(timesteps, alphas_bar, self.snr_gamma, model.prediction_type)
         instance, *prior = errors.chunk(len(batch.halves))
         return objective.prior_preservation_loss(instance, prior[0] if prior else None, self.prior_weight)
-
-    def _normal(self, purpose: str, batch: Batch, shape: tuple[int, ...]) -> Tensor:
-        """Standard normal numbers [rows, *shape]; instance and class row of a sample have separate draws."""
-        draws = [randomness.normal(self.seed, f"{purpose} {half}", batch.indices, shape) for half in batch.halves]
-        return torch.cat(draws).to(self.device, non_blocking=True)
-
-    def _integers(self, purpose: str, batch: Batch, high: int) -> Tensor:
-        """Uniform integers [rows] in [0, high), drawn in the same way."""
-        draws = [randomness.integers(self.seed, f"{purpose} {half}", batch.indices, high) for half in batch.halves]
-        return torch.cat(draws).to(self.device, non_blocking=True)
 
     def predict_step(self, batch: list[ImageJob], batch_idx: int) -> Tensor:
         """Image jobs => images [jobs, 3, height, width] in [0, 1]; an empty batch gives no images."""
@@ -170,14 +162,15 @@ class DreamBooth(pl.LightningModule):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside the block, dropout is off and the trained weights are exchanged for their average, if there is any."""
-        swap = (lambda: None) if self.ema is None else self.ema.swap
-        with self.model.without_dropout():
-            swap()
-            try:
-                yield
-            finally:
-                swap()
+        """Inside the block, dropout is off and the trained weights are exchanged for their average, if there is any.
+
+        Raises:
+            TrainingError: if a step has destroyed them.
+        """
+        if self.gradients:
+            self.gradients.check()
+        with self.model.without_dropout(), self.ema.swapped() if self.ema else nullcontext():
+            yield
 
     def relative_changes(self) -> dict[str, Tensor]:
         """Relative change of each trained part from the base weights."""
@@ -193,6 +186,7 @@ class DreamBooth(pl.LightningModule):
         optimizer = self.optimizer(optimization.parameter_groups(self.trained, self.learning_rates))
         resuming.check_kind(optimizer, self.saved_with)
         optimization.check_clipping(optimizer, _scaler(self.trainer), self.trainer.gradient_clip_val)
+        self.gradients = GradientRecord(self.trained, _scaler(self.trainer) is not None, self.device)
         if type(optimizer).__module__.startswith("bitsandbytes"):
             self.model.lay_out_contiguously()  # as its first step does, so that a resumed run computes the same bits
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
@@ -206,7 +200,8 @@ class DreamBooth(pl.LightningModule):
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Steps, frees the gradients, which Lightning would keep through the next forward pass, updates the average."""
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        with optimization.without_waits(optimizer):
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update()
@@ -214,16 +209,23 @@ class DreamBooth(pl.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clips gradients, also for fused optimizers in bf16, which Lightning refuses although nothing is scaled."""
-        mixed = isinstance(self.trainer.precision_plugin, MixedPrecision)
-        if mixed and _scaler(self.trainer) is None and gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+        """Measures the gradients, and clips them by the norm that was measured."""
+        assert self.gradients
+        self.gradients.measure(self.global_step + 1)
+        if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
             weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-            nn.utils.clip_grad_norm_(weights, gradient_clip_val)
+            nn.utils.clip_grads_with_norm_(weights, gradient_clip_val, self.gradients.total)
         else:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves frozen weights and names of code out of the state, and records the kind of optimizer."""
+        """Leaves frozen weights and names of code out of the state, and records the kind of optimizer.
+
+        Raises:
+            TrainingError: if a step has destroyed the weights.
+        """
+        if self.gradients:
+            self.gradients.check()
         resuming.remove_names_of_code(checkpoint)
         checkpoint["optimizer"] = resuming.optimizer_kind(self.trainer.optimizers[0])
         saved = self._saved_weights()

@@ -1,10 +1,12 @@
-"""Parameter groups, learning rates, moving average, gradient norm and relative change of the trained weights.
+"""Parameter groups, learning rates, moving average and relative change of the trained weights.
 
 `Weights` maps each part (`unet`, `text_encoder`) to its trained weights by name.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -61,6 +63,23 @@ def set_learning_rates(scheduler: LambdaLR, base_rates: Sequence[float]) -> None
         group["lr"] = rate * factor(scheduler.last_epoch)
 
 
+@contextmanager
+def without_waits(optimizer: Optimizer) -> Iterator[None]:
+    """Keeps an optimizer of bitsandbytes from waiting for the device after each weight, which only paged states need.
+
+    See `sync_gpu` in https://github.com/bitsandbytes-foundation/bitsandbytes/blob/main/bitsandbytes/optim/optimizer.py.
+    """
+    library: Any = sys.modules.get("bitsandbytes.optim.optimizer")
+    if library is None or getattr(optimizer, "is_paged", True):
+        yield
+        return
+    wait, library.sync_gpu = library.sync_gpu, lambda weight: None
+    try:
+        yield
+    finally:
+        library.sync_gpu = wait
+
+
 class WeightAverage(nn.Module):
     """Exponential moving average of the trained weights, in fp32.
 
@@ -70,53 +89,64 @@ class WeightAverage(nn.Module):
     Args:
         weights: The trained weights.
         decay: Decay in (0, 1); it grows to this value, so that the first weights lose their influence quickly.
-    """
 
-    updates: Tensor
+    Attributes:
+        average: The averaged weights, in the order of the trained ones.
+        updates: Number of updates; a buffer in states, but counted here, where the host need not wait to read it.
+    """
 
     def __init__(self, weights: Weights, decay: float) -> None:
         super().__init__()
         self.decay = decay
+        self.updates = 0
         self.current = [weight for named in weights.values() for weight in named.values()]
+        self.average = [nn.Parameter(weight.detach().clone(), requires_grad=False) for weight in self.current]
         self.names = [f"{part}/{name}".replace(".", "/") for part, named in weights.items() for name in named]
-        for name, weight in zip(self.names, self.current, strict=True):  # not buffers: DDP would broadcast those
-            self.register_parameter(name, nn.Parameter(weight.detach().clone(), requires_grad=False))
-        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
-
-    @property
-    def average(self) -> list[nn.Parameter]:
-        """The averaged weights, in the order of the trained ones."""
-        return [self.get_parameter(name) for name in self.names]
+        for name, weight in zip(self.names, self.average, strict=True):  # not buffers: DDP would broadcast those
+            self.register_parameter(name, weight)
 
     @torch.no_grad()
     def update(self) -> None:
         """Moves the average towards the trained weights after an optimizer step; the first update copies them."""
-        n = int(self.updates)
+        n = self.updates
         decay = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
         torch._foreach_lerp_([*self.average], [*self.current], 1 - decay)
         self.updates += 1
 
-    def swap(self) -> None:
-        """Exchanges the trained weights and their average."""
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Exchanges the trained weights and their average inside the block."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
         for weight, average in zip(self.current, self.average, strict=True):
             weight.data, average.data = average.data, weight.data
+
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}updates"] = torch.tensor(self.updates)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        self.updates = int(state_dict.pop(f"{prefix}updates"))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 @torch.no_grad()
 def weight_sample(named: Mapping[str, nn.Parameter]) -> Tensor:
-    """Evenly spaced weights of every parameter of a part, as one fp32 vector."""
-    flat = [parameter.detach().flatten() for parameter in named.values()]
-    return torch.cat([values[:: max(1, len(values) // MAX_SAMPLED)].float() for values in flat])
+    """Evenly spaced weights of every parameter of a part, as one fp32 vector, whatever their layout in memory."""
+    return torch.cat([_evenly_spaced(parameter).float() for parameter in named.values()])
+
+
+def _evenly_spaced(values: Tensor) -> Tensor:
+    # By index: `flatten` would copy every weight that is not contiguous, such as those in channels_last.
+    places = torch.arange(0, values.numel(), max(1, values.numel() // MAX_SAMPLED), device=values.device)
+    return values[torch.unravel_index(places, values.shape)]
 
 
 def relative_change(trained: Tensor, base: Tensor) -> Tensor:
     """|trained - base| / |base| of two vectors of weights."""
     return (trained - base).norm() / base.norm()
-
-
-def gradient_norm(named: Mapping[str, nn.Parameter]) -> Tensor:
-    """Euclidean norm of all gradients of a part."""
-    gradients = [parameter.grad for parameter in named.values() if parameter.grad is not None]
-    if not gradients:
-        return torch.zeros(())
-    return torch.stack(torch._foreach_norm(gradients)).float().norm()

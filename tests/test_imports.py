@@ -18,18 +18,19 @@ STOREYS = {
     "randomness": [],
     "models": [
         "configs", "noise_schedule", "tokens", "weight_files", "hub", "supported", "model_files", "attention",
-        "conditioning", "stable_diffusion",
+        "conditioning", "stable_diffusion", "base_model",
     ],
     "diffusion": ["requests", "cost", "objective", "sampling"],
     "data": [
         "colours", "images", "lettering", "grids", "folders", "concepts", "checks", "image_checks", "image_store",
-        "class_images", "latents", "dataset", "loading", "image_jobs",
+        "class_images", "latents", "draws", "dataset", "loading", "image_jobs",
     ],
     "evaluation": [
         "metrics", "score", "intervals", "history", "tables", "prompts", "dreambench", "encoder_files", "lpips",
         "encoders", "evaluator", "fixed_noise_loss", "paper_protocol",
     ],
     "optimization": [],
+    "gradients": [],
     "resuming": [],
     "module": [],
     "datamodule": [],

@@ -1,5 +1,6 @@
 import gc
 import re
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from helpers import tiny
+from helpers.probes import scalars
 from PIL import Image
 from pytorch_lightning.plugins import MixedPrecision
 from torch import nn
@@ -18,10 +20,14 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from lightning_dreambooth import randomness
 from lightning_dreambooth.callbacks.samples import Samples
 from lightning_dreambooth.cli.commands import DreamBoothCLI
-from lightning_dreambooth.data.dataset import Batch, Moments, TokenIds
+from lightning_dreambooth.data.dataset import Batch, Moments
+from lightning_dreambooth.data.draws import Draws
 from lightning_dreambooth.diffusion.objective import Loss
 from lightning_dreambooth.errors import InputError, InputWarning
+from lightning_dreambooth.gradients import GradientRecord
 from lightning_dreambooth.models.conditioning import Conditioning
+from lightning_dreambooth.models.model_files import ModelFiles
+from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 from lightning_dreambooth.module import DreamBooth
 
 Run = Callable[..., object]
@@ -129,8 +135,9 @@ def test_the_gradient_is_linear_in_the_prior_weight_and_at_zero_that_of_the_inst
     cli = run(trainer__max_steps=1, data__batch_size=2)
     both = cli.datamodule.dataset.collate([cli.datamodule.dataset[i] for i in range(2)])
     alone = both._replace(
-        halves=("instance",), images=Moments(both.images.values[:2]), prompts=TokenIds(both.prompts.values[:2])
-    )
+        halves=("instance",), images=Moments(both.images.values[:2]),
+        prompts=both.prompts._replace(places=both.prompts.places[:2]), draws=Draws(*(draw[:2] for draw in both.draws)),
+    )  # fmt: skip
     instance = gradient(cli, alone, 0.0)
     one, three = (gradient(cli, both, weight) - instance for weight in (1.0, 3.0))
     assert one.norm() > 0.1 * instance.norm()
@@ -342,10 +349,78 @@ def test_nan_stops_before_the_update(run: Run, capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit) as stopped:
         run(name="poisoned", checkpoint__every_n_steps=1)
     assert stopped.value.code == 1
-    assert "stopped before the update of step 3: the loss is not finite" in capsys.readouterr().err
+    assert "stopped before anything of step 3 was saved: the loss is not finite" in capsys.readouterr().err
     state = torch.load("runs/poisoned/states/step-000002.ckpt", weights_only=True)
     assert state["global_step"] == 2
     assert all(value.isfinite().all() for value in state["state_dict"].values())
+
+
+DUE = ("checkpoint", "samples", "fidelity__losses", "trainer__log")
+
+
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("due", DUE)
+def test_nothing_that_follows_a_step_with_nan_is_logged_drawn_or_saved(
+    run: Run, due: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {what: f"{what}_every_n_steps" if "__" in what else f"{what}__every_n_steps" for what in DUE}
+    intervals = dict.fromkeys(names.values(), 100) | {names[due]: 5}
+    with pytest.raises(SystemExit) as stopped:
+        run(name="poisoned", trainer__max_steps=8, **intervals)
+    assert stopped.value.code == 1
+    assert "stopped before anything of step 3 was saved: the loss is not finite" in capsys.readouterr().err
+    folder = Path("runs/poisoned")
+    assert [path.name for path in folder.glob("*/step-*")] == ["step-000000.png"]
+    assert {step for curve in scalars(folder).values() for step, _ in curve} <= {0, 1}
+
+
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+def test_a_signal_after_a_step_with_nan_saves_no_state_of_it(
+    run: Run, poisoned: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--trainer.callbacks+=helpers.probes.Stopper", "--trainer.callbacks.at=5")
+    with pytest.raises(SystemExit) as stopped:
+        run("fit", *words, name="poisoned", trainer__max_steps=8, trainer__log_every_n_steps=100)
+    assert stopped.value.code == 1
+    assert "the loss is not finite" in capsys.readouterr().err
+    assert not list(Path("runs/poisoned").glob("states/step-*"))
+
+
+@pytest.mark.filterwarnings("ignore:no score")
+@pytest.mark.parametrize(
+    ("settings", "loads"), [({}, 1), ({"model__train_text_encoder": False}, 1), ({"base": True}, 3)]
+)
+def test_the_base_model_is_loaded_once_unless_another_one_is_compared_with(
+    run: Run, small_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict, loads: int
+) -> None:
+    loaded: list[ModelFiles] = []
+    load = StableDiffusion.load
+
+    def counted(files: ModelFiles) -> StableDiffusion:
+        loaded.append(files)
+        return load(files)
+
+    monkeypatch.setattr(StableDiffusion, "load", counted)
+    if settings.pop("base", False):
+        settings = {"fidelity__base": tiny.stable_diffusion(tmp_path / "other", seed=1)}
+    measured = {"fidelity__clip_model": small_clip, "fidelity__steps": 1, "fidelity__every_n_steps": 100}
+    run(**settings, **measured, data__identifier="sks", trainer__max_steps=1)
+    assert len(loaded) == loads
+
+
+def test_throughput_counts_the_time_that_the_device_needs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = GradientRecord.check
+
+    def wait(self: GradientRecord) -> None:
+        time.sleep(1)  # as if the device were behind
+        check(self)
+
+    monkeypatch.setattr(GradientRecord, "check", wait)
+    cli = run(trainer__max_steps=4, samples__every_n_steps=100, checkpoint__every_n_steps=100)
+    rates = [value for _, value in scalars(cli.folder)["train/samples_per_second"]]
+    assert len(rates) == 4
+    assert all(rate < 1 for rate in rates)
 
 
 def test_a_gradient_that_is_not_finite_is_named(
@@ -361,7 +436,7 @@ def test_a_gradient_that_is_not_finite_is_named(
     with pytest.raises(SystemExit) as stopped:
         run()
     assert stopped.value.code == 1
-    assert "step 1: unet.conv_in.weight has a gradient that is not finite" in capsys.readouterr().err
+    assert "step 1 was saved: unet.conv_in.weight has a gradient that is not finite" in capsys.readouterr().err
 
 
 class Scaled(MixedPrecision):

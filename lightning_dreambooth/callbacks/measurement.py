@@ -95,10 +95,16 @@ class FidelityMeasurement:
         store = ImageStore(
             self.base_dir, self.base_files.fingerprint, self.data.resolution_px, precision, self.batch_size
         )
-        load = cache(lambda: StableDiffusion.load(self.base_files).to(trainer.strategy.root_device))
+        load = cache(lambda: self._load_base(trainer.strategy.root_device))
         with trainer.precision_plugin.forward_context():
             requests = [probe.request for probe in self.probes]
             self.base_images = store.fill(requests, load, "images of the base model")
+
+    def _load_base(self, device: torch.device) -> StableDiffusion:
+        if self.base_files is self.data.files:
+            return self.data.base.load(device)
+        self.data.base.release()  # one model in memory at a time
+        return StableDiffusion.load(self.base_files).to(device)
 
     def prepare(self, trainer: pl.Trainer, device: torch.device) -> None:
         """Measures the images of the base model and the instance images, on the first process for all."""

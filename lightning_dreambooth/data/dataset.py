@@ -5,17 +5,19 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_dreambooth import randomness
 from lightning_dreambooth.data.concepts import Concept, TrainingImage, class_images, instance_images
+from lightning_dreambooth.data.draws import Draws, DrawSource
 from lightning_dreambooth.data.images import View
 from lightning_dreambooth.data.latents import LatentCache, load_pixels
 from lightning_dreambooth.files import sha256
+from lightning_dreambooth.models.base_model import BaseModel
 from lightning_dreambooth.models.conditioning import Conditioning, stack
-from lightning_dreambooth.models.model_files import ModelFiles
+from lightning_dreambooth.models.tokens import TokenIds, without_repeats
 
 RANDOM_CROPS = 8  # places a random crop chooses from, so that cached and live images are the same
 HALVES = ("instance", "class")  # the halves of a batch, in this order
@@ -64,16 +66,18 @@ class TrainingSetup(NamedTuple):
     """The settings of the module that the datamodule needs.
 
     Attributes:
-        files: Files of the base model.
+        base: The base model, which the module takes over when the data is ready.
         with_prior: Whether class images are trained on.
         train_text_encoder: Whether the text encoder is trained, so that prompts stay token ids.
         seed: Seed of all draws.
+        noise_offset: Strength of the per-channel noise offset.
     """
 
-    files: ModelFiles
+    base: BaseModel
     with_prior: bool
     train_text_encoder: bool
     seed: int
+    noise_offset: float
 
 
 class Moments(NamedTuple):
@@ -86,12 +90,6 @@ class Pixels(NamedTuple):
     """Images as bytes 0 ... 255."""
 
     values: UInt8[Tensor, "rows 3 height width"]
-
-
-class TokenIds(NamedTuple):
-    """Prompts as token ids."""
-
-    values: Int[Tensor, "rows tokens"]
 
 
 class Row(NamedTuple):
@@ -116,12 +114,14 @@ class Batch(NamedTuple):
         halves: Which halves the rows consist of.
         images: Moments if latents are cached, else pixels.
         prompts: Conditioning if the text encoder is frozen, else token ids.
+        draws: Noise and timesteps of the rows.
     """
 
     indices: list[int]
     halves: tuple[str, ...]
     images: Moments | Pixels
     prompts: Conditioning | TokenIds
+    draws: Draws
 
 
 def training_views(crop: Literal["center", "random"], flip: bool, seed: int) -> list[View]:
@@ -149,6 +149,7 @@ class PairDataset(Dataset[Sample]):
         resolution_px: Side of the squares that are trained on.
         caption_dropout: Probability in [0, 1] that a row is trained with the empty prompt (Ho & Salimans 2022).
         seed: Seed of order, views and dropout.
+        draw: Draws noise and timesteps.
         cache: Encoded images; None reads the image files instead.
     """
 
@@ -160,6 +161,7 @@ class PairDataset(Dataset[Sample]):
         resolution_px: int,
         caption_dropout: float,
         seed: int,
+        draw: DrawSource,
         cache: LatentCache | None,
     ) -> None:
         self.concepts = concepts
@@ -168,6 +170,7 @@ class PairDataset(Dataset[Sample]):
         self.resolution_px = resolution_px
         self.caption_dropout = caption_dropout
         self.seed = seed
+        self.draw = draw
         self.cache = cache
         self.cycle = concept_cycle([concept.weight for concept in concepts])
 
@@ -201,9 +204,11 @@ class PairDataset(Dataset[Sample]):
         prompts = [self.prompts[row.prompt] for row in rows]
         ids = [prompt for prompt in prompts if isinstance(prompt, Tensor)]
         encoded = [prompt for prompt in prompts if not isinstance(prompt, Tensor)]
+        indices, halves = [sample.sample_index for sample in samples], HALVES[: len(samples[0].rows)]
         return Batch(
-            indices=[sample.sample_index for sample in samples],
-            halves=HALVES[: len(samples[0].rows)],
+            indices=indices,
+            halves=halves,
             images=Pixels(images) if self.cache is None else Moments(images),
-            prompts=TokenIds(torch.stack(ids)) if ids else stack(encoded),
+            prompts=without_repeats(torch.stack(ids)) if ids else stack(encoded),
+            draws=self.draw(indices, halves),
         )

@@ -43,7 +43,7 @@ def sample(
     shape = (1, *model.latent_shape(resolution_px))
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(request.seed)) for request in requests]
     scheduler = scheduler_for(model, settings.sampler)
-    scheduler.set_timesteps(settings.steps, device=device)
+    scheduler.set_timesteps(settings.steps)  # on the CPU, where schedulers read them without waiting for the device
     latents = torch.cat(noise).to(device) * scheduler.init_noise_sigma
 
     prompts = [request.prompt for request in requests]

@@ -68,11 +68,13 @@ def fixed_noise_losses(
     All processes share the work and return the same values.
     """
     places = [(name, number) for name, images in sets.items() for number in range(len(images))]
-    local = {
-        f"{name} {number}": stratified_errors(model, sets[name][number], seed, name, number).tolist()
+    own = {
+        f"{name} {number}": stratified_errors(model, sets[name][number], seed, name, number)
         for name, number in shard(places)
     }
-    errors = gather_dict(local)
+    # One transfer from the device for all images; a process may have none.
+    values = torch.stack([*own.values()]).tolist() if own else []
+    errors = gather_dict(dict(zip(own, values, strict=True)))
     losses = {}
     strata = timesteps(len(model.alphas_bar)).tolist()
     for name, images in sets.items():

@@ -14,7 +14,7 @@ import diffusers
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -25,7 +25,7 @@ from lightning_dreambooth.models.conditioning import Conditioning
 from lightning_dreambooth.models.configs import readable_model
 from lightning_dreambooth.models.model_files import ModelFiles
 from lightning_dreambooth.models.noise_schedule import load_noise_schedule
-from lightning_dreambooth.models.tokens import load_tokenizer, tokenize
+from lightning_dreambooth.models.tokens import TokenIds, load_tokenizer, tokenize, without_repeats
 from lightning_dreambooth.models.weight_files import WEIGHTS, weights_file
 
 diffusers_logging.disable_progress_bar()
@@ -140,18 +140,18 @@ class StableDiffusion(nn.Module):
         """Stores the UNet's weights contiguously, for optimizers that do so in their first step anyway."""
         self.unet.to(memory_format=torch.contiguous_format)
 
-    def tokenize(self, prompts: Sequence[str]) -> Int[Tensor, "prompts tokens"]:
+    def tokenize(self, prompts: Sequence[str]) -> TokenIds:
         """Prompts => token ids, on the model's device."""
-        return tokenize(self.tokenizer, prompts).to(self.device)
+        values, places = without_repeats(tokenize(self.tokenizer, prompts))
+        return TokenIds(values.to(self.device), places.to(self.device))
 
-    def embed(self, token_ids: Int[Tensor, "rows tokens"]) -> Conditioning:
-        """Token ids => conditioning; equal prompts of a batch are encoded once."""
-        unique, place = token_ids.unique(dim=0, return_inverse=True)
+    def embed(self, token_ids: TokenIds) -> Conditioning:
+        """Token ids => conditioning of each row."""
         # Gradient checkpointing recomputes outside of this block, where another kernel would be chosen.
         checkpointed = self.text_encoder.is_activation_checkpointing
-        with nullcontext() if checkpointed else attention_kernel(token_ids.shape[1], token_ids.device):
-            hidden: Tensor = self.text_encoder(unique)[0]
-        return Conditioning(hidden[place])
+        with nullcontext() if checkpointed else attention_kernel(token_ids.values.shape[1], self.device):
+            hidden: Tensor = self.text_encoder(token_ids.values)[0]
+        return Conditioning(hidden[token_ids.places])
 
     def predict(
         self, noisy: Float[Tensor, "rows c h w"], timesteps: Tensor, conditioning: Conditioning

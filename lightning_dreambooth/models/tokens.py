@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -9,6 +10,23 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from lightning_dreambooth.models.configs import readable_model
+
+
+class TokenIds(NamedTuple):
+    """Prompts as token ids; each is there once, so that equal ones are encoded once.
+
+    Attributes:
+        values: The token ids of different prompts.
+        places: Which of these each row's prompt is.
+    """
+
+    values: Int[Tensor, "prompts tokens"]
+    places: Int[Tensor, " rows"]
+
+
+def without_repeats(ids: Int[Tensor, "rows tokens"]) -> TokenIds:
+    """Token ids of rows, on the CPU => those that differ; on a GPU, the host would wait for their number."""
+    return TokenIds(*ids.unique(dim=0, return_inverse=True))
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:

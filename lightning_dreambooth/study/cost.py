@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_dreambooth.cli.job import Job
-from lightning_dreambooth.data.dataset import HALVES, Batch, Moments, TokenIds
+from lightning_dreambooth.data.dataset import HALVES, Batch, Moments
+from lightning_dreambooth.data.draws import Draws, DrawSource
 from lightning_dreambooth.diffusion.cost import TRAINING_ROW, unet_evaluations
 from lightning_dreambooth.diffusion.requests import Request, SamplingSettings
 from lightning_dreambooth.diffusion.sampling import sample
@@ -82,15 +83,18 @@ def _training_step(job: Job) -> Callable[[], None]:
     module, data, trainer, model = job.module, job.data, job.trainer, job.module.model
     token_ids = model.tokenize([""] * _rows(job))
     with torch.no_grad():
-        prompts = TokenIds(token_ids) if module.train_text_encoder else model.embed(token_ids)
-    channels, *size = model.latent_shape(data.resolution_px)
-    images = Moments(torch.zeros(_rows(job), 2 * channels, *size, device=model.device))
+        prompts = token_ids if module.train_text_encoder else model.embed(token_ids)
+    shape = model.latent_shape(data.resolution_px)
+    images = Moments(torch.zeros(_rows(job), 2 * shape[0], *shape[1:], device=model.device))
+    draw = DrawSource(module.seed, module.noise_offset, shape, len(model.alphas_bar))
     halves, numbers = HALVES[: data.rows_per_sample], count()
     optimizer = module.optimizer([weight for named in module.trained.values() for weight in named.values()])
 
     def step() -> None:
         for _ in range(trainer.accumulate_grad_batches):
-            batch = Batch([next(numbers) for _ in range(data.batch_size)], halves, images, prompts)
+            indices = [next(numbers) for _ in range(data.batch_size)]
+            draws = Draws(*(drawn.to(model.device) for drawn in draw(indices, halves)))
+            batch = Batch(indices, halves, images, prompts, draws)
             with trainer.precision_plugin.forward_context():
                 loss: Tensor = module.loss(batch).total
             loss.backward()

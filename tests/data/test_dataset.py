@@ -9,11 +9,12 @@ from lightning_dreambooth.data.dataset import (
     ConceptImages,
     PairDataset,
     Pixels,
-    TokenIds,
     concept_cycle,
     training_views,
 )
+from lightning_dreambooth.data.draws import DrawSource
 from lightning_dreambooth.data.loading import ShardedOrder
+from lightning_dreambooth.models.tokens import TokenIds
 
 
 def images(name: str, count: int) -> list[TrainingImage]:
@@ -28,7 +29,8 @@ def dataset(*concepts: ConceptImages, **settings: object) -> PairDataset:
         "resolution_px": 32,
         "caption_dropout": 0.0,
     }
-    return PairDataset(concepts, **defaults | settings, seed=0, cache=None)  # type: ignore[arg-type]
+    draw = DrawSource(0, 0.0, (4, 8, 8), 1000)
+    return PairDataset(concepts, **defaults | settings, seed=0, draw=draw, cache=None)  # type: ignore[arg-type]
 
 
 GIRL = ConceptImages(images("girl", 5), images("class girl", 7))
@@ -71,7 +73,8 @@ def test_instance_rows_come_first(here: Path) -> None:
     real = [TrainingImage(path, "girl") for path in sorted(Path("girl").glob("*.png"))]
     data = dataset(ConceptImages(real[:2], [TrainingImage(image.path, "class girl") for image in real[2:]]))
     batch = data.collate([data[i] for i in range(4)])
-    assert batch.prompts.values.flatten().tolist() == [1, 1, 1, 1, 2, 2, 2, 2]
+    assert batch.prompts.values[batch.prompts.places].flatten().tolist() == [1, 1, 1, 1, 2, 2, 2, 2]
+    assert len(batch.prompts.values) == 2  # equal prompts are encoded once
     assert batch.images.values.shape == (8, 3, 32, 32)
     assert batch.indices == [0, 1, 2, 3]
     assert batch.halves == ("instance", "class")
