@@ -68,7 +68,7 @@ def test_every_config_trains_to_an_export(
     if not embedded:
         settings |= {"fidelity.clip_pretrained": "null", "fidelity.dino": small_dino}
     if files == ["toon.yaml"]:
-        settings["data.held_out_dir"] = "girl"
+        settings["data.held_out_dir"] = tiny.subject(here / "held_out", 2)
     settings |= {
         "model.pretrained": tiny_sd if embedded else sd15, "data.num_class_images": 2, "data.class_steps": 1,
         "data.resolution": 32, "samples.num_images": 1, "samples.steps": 1, "trainer.max_steps": 1,

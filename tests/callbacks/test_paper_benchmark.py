@@ -99,7 +99,7 @@ def test_an_interrupted_test_draws_only_missing_images_and_ends_in_the_same_metr
         ({"benchmark__subject": "green_cat"}, "does not list the subject 'green_cat'; it lists red_girl, blue_dog"),
         ({"benchmark__folder": "nowhere"}, "prompts_and_classes.txt does not exist"),
         ({"fidelity__clip_model": None}, "give fidelity.clip_model or fidelity.dino"),
-        ({"benchmark__num_images": 0}, "num_images is 0, must be 1 or more"),
+        ({"benchmark__num_images": 0}, "num_images is 0, must lie in 1 ... 100,000"),
         ({"benchmark__steps": 0}, "benchmark.steps is 0, must lie in"),
         ({"data__identifier": None}, "give data.identifier"),
     ],
