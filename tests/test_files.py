@@ -21,6 +21,9 @@ Run = Callable[..., object]
 WRITES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.copytree"}
 
 
+CHANGING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+
 class Faults:
     """Refuses the n-th operation on the files of a run, as the operating system would.
 
@@ -31,10 +34,12 @@ class Faults:
         self.countdown = -1
         self.number = 0
         self.path = ""
-        self.removing = False
+        self.removing = self.every_write = False
         sys.addaudithook(self)
 
     def __call__(self, event: str, args: tuple[object, ...]) -> None:
+        if self.every_write and event in WRITES and "runs" in str(args[0]) and (event != "open" or args[2] & CHANGING):
+            raise OSError(self.number, os.strerror(self.number), str(args[0]))
         if self.countdown < 0 or event not in WRITES or "runs" not in str(args[0]):
             return
         self.countdown -= 1
@@ -53,6 +58,15 @@ def failing(n: int, number: int) -> Iterator[None]:
         yield
     finally:
         FAULTS.countdown = -1
+
+
+@contextmanager
+def read_only(number: int) -> Iterator[None]:
+    FAULTS.number, FAULTS.every_write = number, True
+    try:
+        yield
+    finally:
+        FAULTS.every_write = False
 
 
 @contextmanager
@@ -129,6 +143,37 @@ def test_a_full_disk_ends_a_run_in_one_line(run: Run, capsys: pytest.CaptureFixt
     assert end.value.code == 1
     assert "runs/full/exports/step-000002 could not be written after" in capsys.readouterr().err
     assert run(name="full", ckpt_path="last", trainer__max_steps=2).trainer.global_step == 2
+
+
+@pytest.mark.parametrize("size", [3_000, 8_000, 12_000, 20_000])
+def test_a_disk_that_is_full_for_the_log_is_named_with_the_remedy(
+    run: Run, capsys: pytest.CaptureFixture[str], size: int
+) -> None:
+    """Smaller than the config, than the log with its config and images, or than a state."""
+    with files_limited_to(size), pytest.raises(SystemExit) as end:
+        run(name="full", trainer__max_steps=2, model__prior_weight=0)
+    assert end.value.code == 1
+    printed = capsys.readouterr().err
+    [line] = [line for line in printed.splitlines() if "error: " in line]
+    assert all(part in line for part in ("runs/full", "File too large", "bytes are free", "--ckpt_path last"))
+    assert "Traceback" not in printed
+    assert run(name="full", ckpt_path="last", trainer__max_steps=2, model__prior_weight=0).trainer.global_step == 2
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("resumed", [True, False])
+def test_a_folder_that_is_read_only_is_named_with_the_remedy(
+    run: Run, capsys: pytest.CaptureFixture[str], number: int, resumed: bool
+) -> None:
+    settings = {"name": "run", "ckpt_path": "last", "model__prior_weight": 0}
+    if resumed:
+        run(**settings, trainer__max_steps=1)
+    capsys.readouterr()
+    with read_only(number), pytest.raises(SystemExit) as end:
+        run(**settings, trainer__max_steps=2)
+    assert end.value.code == 1
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert all(part in line for part in ("runs/run", os.strerror(number), "allow it or name another"))
 
 
 def test_a_folder_keeps_its_content_when_a_rename_fails(tmp_path: Path) -> None:

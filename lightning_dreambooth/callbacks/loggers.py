@@ -47,7 +47,7 @@ class RunLog(TensorBoardLogger):
 
 
 def _except_of_the_disk(thrown: threading.ExceptHookArgs) -> None:
-    """Prints an error in a thread, but not of the disk, by which TensorBoard's ends: the next write raises it."""
+    """Prints an error in a thread, but not of the disk: after TensorBoard's thread, the next write raises it."""
     if not issubclass(thrown.exc_type, OSError):
         threading.__excepthook__(thrown)
 
