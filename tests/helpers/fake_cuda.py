@@ -52,7 +52,7 @@ class Device(TorchDispatchMode):
 
     def wait(self, *_: Any) -> None:
         """Counts a wait."""
-        hidden = (__file__, "/torch/_dynamo/", "/torch/_subclasses/", "/torch/utils/")
+        hidden = (__file__, "/torch/_", "/torch/utils/")
         frames = [frame for frame in traceback.extract_stack() if not any(part in frame.filename for part in hidden)]
         ours = [frame for frame in frames if "/lightning_dreambooth/" in frame.filename]
         for frame in (ours or frames)[-1:]:
