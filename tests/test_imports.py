@@ -35,7 +35,7 @@ STOREYS = {
         "cadence", "loggers", "monitor", "signals", "samples", "measurement", "validation", "paper_benchmark",
         "checkpointing",
     ],
-    "cli": ["job", "arguments", "help", "summary", "commands", "main"],
+    "cli": ["job", "parser", "arguments", "help", "summary", "commands", "main"],
     "study": [
         "spec", "variants", "figures", "reading", "cost", "fits", "tasks", "executors", "measuring", "results", "plots",
         "curves", "page", "cli",
@@ -50,7 +50,7 @@ ONLY_IN = {
     "huggingface_hub": {"models.model_files"},
     "diffusers": {"models.attention", "models.stable_diffusion", "diffusion.sampling"},
     "transformers": {"models", "data.checks", "datamodule"},
-    "jsonargparse": {"cli.main", "study.reading", "study.cli"},
+    "jsonargparse": {"cli.parser", "cli.commands", "cli.main", "study.reading", "study.cli"},
     "matplotlib": {"study.plots"},
     "jinja2": {"study.page"},
     "scipy": {"evaluation.intervals"},

@@ -1,11 +1,8 @@
 """Arguments of the command line: sections, links between them, and the example as the default."""
 
-import importlib
 from pathlib import Path
-from typing import Any
 
 from pytorch_lightning.cli import LightningArgumentParser
-from torch.optim import Optimizer
 
 from lightning_dreambooth.callbacks.checkpointing import Checkpointing
 from lightning_dreambooth.callbacks.paper_benchmark import PaperBenchmark
@@ -50,19 +47,12 @@ def add_sections(parser: LightningArgumentParser) -> None:
     parser.link_arguments("model", "data.training_setup", lambda module: module.training_setup, apply_on="instantiate")
 
 
-def check_optimizer(optimizer: Any) -> None:
-    """Refuses any `class_path` that is not an optimizer: the parser would call any function that a config names.
-
-    Raises:
-        InputError: if the class is not a torch.optim.Optimizer.
-    """
-    path = getattr(optimizer, "class_path", None)
-    if path is None:
-        return
-    module, _, name = str(path).rpartition(".")
-    kind = getattr(importlib.import_module(module), name, None)
-    if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
-        raise InputError(f"model.optimizer is {path}, which is not a torch.optim.Optimizer")
+def check_words(argv: list[str]) -> None:
+    """Raises InputError if a whole section is given as one value: the parser would read it as a path."""
+    for word in argv:
+        name = word.partition("=")[0].removeprefix("--")
+        if word.startswith("--") and name in (*SECTIONS, "trainer"):
+            raise InputError(f"--{name} is a section; give its keys, such as --{name}.KEY VALUE, or a config by -c")
 
 
 def with_example(argv: list[str]) -> list[str]:

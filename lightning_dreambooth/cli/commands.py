@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentError
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ProgressBar, TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -19,8 +20,9 @@ from lightning_dreambooth.callbacks.measurement import VALIDATION
 from lightning_dreambooth.callbacks.monitor import TrainingMonitor
 from lightning_dreambooth.callbacks.signals import GracefulStop
 from lightning_dreambooth.callbacks.validation import TABLE
-from lightning_dreambooth.cli.arguments import VERBS, add_sections, check_optimizer, with_example
+from lightning_dreambooth.cli.arguments import VERBS, add_sections, check_words, with_example
 from lightning_dreambooth.cli.job import Callbacks, Job
+from lightning_dreambooth.cli.parser import check_callables, explain
 from lightning_dreambooth.cli.summary import fit_summary
 from lightning_dreambooth.data.checks import warn
 from lightning_dreambooth.data.image_jobs import ImageJobData
@@ -64,8 +66,12 @@ class DreamBoothCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the given arguments, or the example's config."""
+        argv = sys.argv[1:] if args is None else args
+        check_words(argv)
         try:
-            self.config = parser.parse_args(with_example(sys.argv[1:] if args is None else args))
+            self.config = parser.parse_args(with_example(argv))
+        except ArgumentError as error:
+            raise explain(error) from error
         except (UnicodeDecodeError, RecursionError) as error:
             raise InputError(f"a config cannot be read as YAML ({error})") from error
 
@@ -73,9 +79,9 @@ class DreamBoothCLI(LightningCLI):
         """Leaves the parsed arguments unchanged: they take precedence over the checkpoint (Lightning#21455)."""
 
     def before_instantiate_classes(self) -> None:
-        """Checks the optimizer's class, which the parser would call, and names the run."""
+        """Checks what the parser would call, and names the run."""
         config = self.config[self.subcommand]
-        check_optimizer(config.model.optimizer)
+        check_callables(config)
         self.name_run(config)
         config.weights_only = True
 

@@ -16,6 +16,7 @@ from lightning_dreambooth.cli.arguments import VERBS
 from lightning_dreambooth.cli.commands import DreamBoothCLI
 from lightning_dreambooth.cli.help import full_help, overview, short_help
 from lightning_dreambooth.cli.job import Job
+from lightning_dreambooth.cli.parser import ConfigParser
 from lightning_dreambooth.datamodule import DreamBoothData
 from lightning_dreambooth.errors import InputError, Stopped, TrainingError
 from lightning_dreambooth.module import DreamBooth
@@ -59,6 +60,7 @@ class DryRunCLI(DreamBoothCLI):
 
 
 OPTIONS: dict[str, Any] = {
+    "parser_class": ConfigParser,
     "model_class": DreamBooth,
     "datamodule_class": DreamBoothData,
     "seed_everything_default": 0,
