@@ -12,6 +12,7 @@ FOLDER = Path(lightning_dreambooth.__file__).parent
 # folder, files stand in the same order.
 STOREYS = {
     "errors": [],
+    "bounds": [],
     "files": [],
     "distributed": [],
     "randomness": [],
@@ -26,6 +27,8 @@ STOREYS = {
         "encoders", "evaluator", "fixed_noise_loss", "paper_protocol",
     ],
     "optimization": [],
+    "settings": [],
+    "trial": [],
     "resuming": [],
     "module": [],
     "datamodule": [],
@@ -35,7 +38,7 @@ STOREYS = {
         "cadence", "loggers", "monitor", "signals", "samples", "measurement", "validation", "paper_benchmark",
         "checkpointing",
     ],
-    "cli": ["job", "parser", "arguments", "help", "summary", "commands", "main"],
+    "cli": ["job", "parser", "arguments", "trainer_arguments", "help", "summary", "commands", "main"],
     "study": [
         "spec", "variants", "figures", "reading", "cost", "fits", "tasks", "executors", "measuring", "results", "plots",
         "curves", "page", "cli",

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pytorch_lightning.cli import LightningArgumentParser
 
+from lightning_dreambooth.bounds import MAX_SEED, check_range
 from lightning_dreambooth.callbacks.checkpointing import Checkpointing
 from lightning_dreambooth.callbacks.paper_benchmark import PaperBenchmark
 from lightning_dreambooth.callbacks.samples import Samples
@@ -30,6 +31,7 @@ SECTIONS: dict[str, type] = {
     "benchmark": PaperBenchmark,
     "checkpoint": Checkpointing,
 }
+MAX_NAME = 240  # bytes; most disks take 255, and a number may follow
 TOOLS = {"study": "run many fits from one file, and report their figures and metrics"}
 
 
@@ -45,6 +47,23 @@ def add_sections(parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(kind, section)
     parser.link_arguments("seed_everything", "model.seed")
     parser.link_arguments("model", "data.training_setup", lambda module: module.training_setup, apply_on="instantiate")
+
+
+def check_seed_everything(seed: object) -> None:
+    """Raises InputError if the seed of a run is not a number that every generator takes."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise InputError(f"seed_everything is {seed}, must be a number: all random draws are functions of it")
+    check_range("seed_everything", seed, 0, MAX_SEED)
+
+
+def check_name(name: str) -> None:
+    """Raises InputError if a run cannot have that name: a folder in runs/, or one in a folder there."""
+    parts = name.split("/")
+    if not (name.isprintable() and all(0 < len(part.encode()) <= MAX_NAME and part[0] != "." for part in parts)):
+        raise InputError(
+            f"the run's name is {name[:MAX_NAME]!r}, must name a folder in runs/: printable, at most {MAX_NAME} bytes, "
+            "without parts that are empty or begin with a dot; give another --name"
+        )
 
 
 def check_words(argv: list[str]) -> None:

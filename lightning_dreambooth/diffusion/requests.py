@@ -6,11 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from lightning_dreambooth.bounds import MAX_SEED, check_range
 from lightning_dreambooth.errors import InputError
 
 Sampler = Literal["ddim", "dpm++", "euler"]
 
 NOISE_STEPS = 1000  # timesteps of every Stable Diffusion 1.x and 2.x
+MAX_GUIDANCE = 1000
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,7 @@ class SamplingSettings:
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= NOISE_STEPS:
             raise InputError(f"steps is {self.steps}, must lie in 1 ... {NOISE_STEPS}")
-        if self.guidance_scale < 0:
-            raise InputError(
-                f"guidance_scale is {self.guidance_scale}, must be 0 or more (1 or less switches guidance off)"
-            )
+        check_range("guidance_scale", self.guidance_scale, 0, MAX_GUIDANCE, "1 or less switches guidance off")
 
     @property
     def guided(self) -> bool:
@@ -67,9 +66,8 @@ class ImageJob(NamedTuple):
 
 
 def check_seed(seed: int) -> None:
-    """Raises InputError if a seed is negative."""
-    if seed < 0:
-        raise InputError(f"seed is {seed}, must be 0 or more")
+    """Raises InputError if a seed is negative or too large."""
+    check_range("seed", seed, 0, MAX_SEED)
 
 
 @contextmanager
