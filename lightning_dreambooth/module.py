@@ -11,18 +11,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_dreambooth import optimization, randomness, resuming
+from lightning_dreambooth import optimization, randomness, resuming, trial
+from lightning_dreambooth.bounds import check_range
 from lightning_dreambooth.data.dataset import Batch, Moments, TrainingSetup
 from lightning_dreambooth.diffusion import objective
 from lightning_dreambooth.diffusion.requests import ImageJob, Request
 from lightning_dreambooth.diffusion.sampling import sample
-from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.gradients import GradientRecord
 from lightning_dreambooth.models.base_model import BaseModel
 from lightning_dreambooth.models.model_files import ModelFiles
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 from lightning_dreambooth.models.tokens import TokenIds
 from lightning_dreambooth.optimization import Schedule, WeightAverage, weight_sample
+from lightning_dreambooth.settings import check_settings
 
 
 class DreamBooth(pl.LightningModule):
@@ -89,19 +90,20 @@ class DreamBooth(pl.LightningModule):
         self.ema: WeightAverage | None = None
         self.gradients: GradientRecord | None = None  # while training
         self.saved_with: str | None = None  # the kind of optimizer of a resumed state
-        self._check_values()
+        self.saved_optimizer: dict[str, Any] | None = None  # and its state
+        check_settings(self.hparams)
+        trial.build(optimizer)
 
-    def _check_values(self) -> None:
-        for name in ("prior_weight", "warmup_steps", "noise_offset"):
-            if getattr(self, name) < 0:
-                raise InputError(f"model.{name} is {getattr(self, name)}, must be 0 or more")
-        if self.snr_gamma is not None and self.snr_gamma <= 0:
-            raise InputError(f"model.snr_gamma is {self.snr_gamma}, must be above 0; null switches the weighting off")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise InputError(f"model.ema_decay is {self.ema_decay}, must lie between 0 and 1; null keeps no average")
-        text_encoder_settings = {*self.learning_rates.values(), *self.stop_steps.values()} - {None}
-        if text_encoder_settings and not self.train_text_encoder:
-            raise InputError("model.text_encoder_lr and text_encoder_stop_step need model.train_text_encoder: true")
+    def check_training(self, trainer: pl.Trainer) -> None:
+        """Checks what depends on the trainer, before a model is loaded.
+
+        Raises:
+            InputError: if the warm-up is longer than the training, or the optimizer cannot step as it should.
+        """
+        check_range("model.warmup_steps", self.warmup_steps, 0, trainer.max_steps, "it is part of trainer.max_steps")
+        tried = trial.build(self.optimizer, trainer.strategy.root_device)
+        trial.step(tried)
+        optimization.check_clipping(tried, _scaler(trainer), trainer.gradient_clip_val)
 
     @property
     def training_setup(self) -> TrainingSetup:
@@ -185,6 +187,8 @@ class DreamBooth(pl.LightningModule):
         """
         optimizer = self.optimizer(optimization.parameter_groups(self.trained, self.learning_rates))
         resuming.check_kind(optimizer, self.saved_with)
+        if self.saved_optimizer is not None:
+            resuming.take_configured(self.saved_optimizer, optimizer, self.optimizer)
         optimization.check_clipping(optimizer, _scaler(self.trainer), self.trainer.gradient_clip_val)
         self.gradients = GradientRecord(self.trained, _scaler(self.trainer) is not None, self.device)
         if type(optimizer).__module__.startswith("bitsandbytes"):
@@ -238,6 +242,7 @@ class DreamBooth(pl.LightningModule):
             InputError: if the state does not hold exactly the weights that this run trains.
         """
         self.saved_with = checkpoint.get("optimizer")
+        self.saved_optimizer = next(iter(checkpoint["optimizer_states"]), None)
         resuming.start_clock(checkpoint)
         resuming.check_weights(checkpoint["state_dict"], self._saved_weights())
         checkpoint["state_dict"] = self.state_dict() | checkpoint["state_dict"]

@@ -1,10 +1,15 @@
 """Checks and corrections of a state that is resumed: trained weights, kind of optimizer, progress."""
 
-from collections.abc import Mapping
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from torch.optim import Optimizer
 
+from lightning_dreambooth import trial
+from lightning_dreambooth.distributed import rank
 from lightning_dreambooth.errors import InputError
 
 
@@ -20,6 +25,45 @@ def check_kind(optimizer: Optimizer, saved_with: str | None) -> None:
             f"the state was saved with {saved_with}, which model.optimizer must name to resume; "
             f"it is {optimizer_kind(optimizer)}"
         )
+
+
+def take_configured(saved: dict[str, Any], optimizer: Optimizer, build: Callable[[Iterable[Any]], Optimizer]) -> None:
+    """Replaces the arguments of the optimizer in its saved state by the configured ones, and prints what has changed.
+
+    Groups also hold what some optimizers count, such as Prodigy's distance; that is no argument and stays.
+
+    Raises:
+        InputError: if the configured arguments need what the state does not hold.
+    """
+    changed = []
+    for before, now in zip(saved["param_groups"], optimizer.param_groups, strict=True):
+        for key in inspect.signature(type(optimizer)).parameters:
+            old = before.get("initial_lr" if key == "lr" else key)
+            if key != "params" and key in now and old != now[key]:
+                changed.append(f"{now.get('name', 'group')} {key} {old} => {now[key]}")
+                before[key] = now[key]
+    if not changed:
+        return
+    held = _entries(saved["state"])
+    if held and (missing := _needed(build) - held):
+        raise InputError(
+            f"the state holds no {', '.join(sorted(missing))}, which the configured optimizer needs; resume with the "
+            "arguments of model.optimizer that it was saved with"
+        )
+    if rank() == 0:
+        print(f"the configured optimizer differs from the state's: {', '.join(changed)}", file=sys.stderr)
+
+
+def _entries(state: Mapping[Any, Mapping[str, Any]]) -> set[str]:
+    return {name for entries in state.values() for name in entries}
+
+
+def _needed(build: Callable[[Iterable[Any]], Optimizer]) -> set[str]:
+    """What an optimizer keeps of each parameter; nothing if it cannot step on the device of this trial."""
+    with suppress(InputError):
+        trial.step(tried := trial.build(build))
+        return _entries(tried.state)
+    return set()
 
 
 def check_weights(saved: Mapping[str, Any], trained: set[str]) -> None:

@@ -12,6 +12,7 @@ from lightning_dreambooth.models.model_files import ModelFiles
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # LightningCLI's own calls; the bound in setup.cfg covers them
+os.environ["LIGHTNING_DREAMBOOTH_TRUST"] = "helpers"  # its callbacks disturb or record runs
 torch.set_num_threads(1)  # the models are so small that a second thread only waits
 
 

@@ -12,6 +12,7 @@ FOLDER = Path(lightning_dreambooth.__file__).parent
 # folder, files stand in the same order.
 STOREYS = {
     "errors": [],
+    "bounds": [],
     "files": [],
     "inputs": [],
     "distributed": [],
@@ -31,6 +32,8 @@ STOREYS = {
     ],
     "optimization": [],
     "gradients": [],
+    "settings": [],
+    "trial": [],
     "resuming": [],
     "module": [],
     "datamodule": [],
@@ -40,7 +43,9 @@ STOREYS = {
         "cadence", "loggers", "monitor", "signals", "samples", "measurement", "validation", "paper_benchmark",
         "checkpointing",
     ],
-    "cli": ["job", "arguments", "help", "summary", "output", "commands", "main"],
+    "cli": [
+        "job", "parser", "arguments", "trainer_arguments", "help", "summary", "output", "commands", "main",
+    ],
     "study": [
         "spec", "variants", "figures", "reading", "cost", "fits", "tasks", "executors", "measuring", "results", "plots",
         "curves", "page", "cli",
@@ -55,7 +60,7 @@ ONLY_IN = {
     "huggingface_hub": {"models.hub"},
     "diffusers": {"models.attention", "models.noise_schedule", "models.stable_diffusion", "diffusion.sampling"},
     "transformers": {"models", "data.checks", "datamodule", "evaluation.encoder_files"},
-    "jsonargparse": {"cli.main", "study.reading", "study.cli"},
+    "jsonargparse": {"cli.parser", "cli.commands", "cli.main", "study.reading", "study.cli"},
     "matplotlib": {"study.plots"},
     "jinja2": {"study.page"},
     "scipy": {"evaluation.intervals"},

@@ -1,12 +1,10 @@
 """Arguments of the command line: sections, links between them, and the example as the default."""
 
-import importlib
 from pathlib import Path
-from typing import Any
 
 from pytorch_lightning.cli import LightningArgumentParser
-from torch.optim import Optimizer
 
+from lightning_dreambooth.bounds import MAX_SEED, check_range
 from lightning_dreambooth.callbacks.checkpointing import Checkpointing
 from lightning_dreambooth.callbacks.paper_benchmark import PaperBenchmark
 from lightning_dreambooth.callbacks.samples import Samples
@@ -33,6 +31,7 @@ SECTIONS: dict[str, type] = {
     "benchmark": PaperBenchmark,
     "checkpoint": Checkpointing,
 }
+MAX_NAME = 240  # bytes; most disks take 255, and a number may follow
 TOOLS = {"study": "run many fits from one file, and report their figures and metrics"}
 
 
@@ -50,19 +49,29 @@ def add_sections(parser: LightningArgumentParser) -> None:
     parser.link_arguments("model", "data.training_setup", lambda module: module.training_setup, apply_on="instantiate")
 
 
-def check_optimizer(optimizer: Any) -> None:
-    """Refuses any `class_path` that is not an optimizer: the parser would call any function that a config names.
+def check_seed_everything(seed: object) -> None:
+    """Raises InputError if the seed of a run is not a number that every generator takes."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise InputError(f"seed_everything is {seed}, must be a number: all random draws are functions of it")
+    check_range("seed_everything", seed, 0, MAX_SEED)
 
-    Raises:
-        InputError: if the class is not a torch.optim.Optimizer.
-    """
-    path = getattr(optimizer, "class_path", None)
-    if path is None:
-        return
-    module, _, name = str(path).rpartition(".")
-    kind = getattr(importlib.import_module(module), name, None)
-    if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
-        raise InputError(f"model.optimizer is {path}, which is not a torch.optim.Optimizer")
+
+def check_name(name: str) -> None:
+    """Raises InputError if a run cannot have that name: a folder in runs/, or one in a folder there."""
+    parts = name.split("/")
+    if not (name.isprintable() and all(0 < len(part.encode()) <= MAX_NAME and part[0] != "." for part in parts)):
+        raise InputError(
+            f"the run's name is {name[:MAX_NAME]!r}, must name a folder in runs/: printable, at most {MAX_NAME} bytes, "
+            "without parts that are empty or begin with a dot; give another --name"
+        )
+
+
+def check_words(argv: list[str]) -> None:
+    """Raises InputError if a whole section is given as one value: the parser would read it as a path."""
+    for word in argv:
+        name = word.partition("=")[0].removeprefix("--")
+        if word.startswith("--") and name in (*SECTIONS, "trainer"):
+            raise InputError(f"--{name} is a section; give its keys, such as --{name}.KEY VALUE, or a config by -c")
 
 
 def with_example(argv: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentError
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ProgressBar, TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -19,9 +20,18 @@ from lightning_dreambooth.callbacks.measurement import VALIDATION
 from lightning_dreambooth.callbacks.monitor import TrainingMonitor
 from lightning_dreambooth.callbacks.signals import GracefulStop
 from lightning_dreambooth.callbacks.validation import TABLE
-from lightning_dreambooth.cli.arguments import VERBS, add_sections, check_optimizer, with_example
+from lightning_dreambooth.cli.arguments import (
+    VERBS,
+    add_sections,
+    check_name,
+    check_seed_everything,
+    check_words,
+    with_example,
+)  # fmt: skip
 from lightning_dreambooth.cli.job import Callbacks, Job
+from lightning_dreambooth.cli.parser import check_callables, explain
 from lightning_dreambooth.cli.summary import fit_summary
+from lightning_dreambooth.cli.trainer_arguments import check_arguments
 from lightning_dreambooth.data.checks import warn
 from lightning_dreambooth.data.image_jobs import ImageJobData
 from lightning_dreambooth.diffusion.requests import ImageJob
@@ -34,6 +44,8 @@ from lightning_dreambooth.saving.runs import RUNS, default_name, is_first_proces
 from lightning_dreambooth.saving.states import check_base, find_state, read_state
 
 STRATEGIES = (SingleDeviceStrategy, DDPStrategy)  # tested; others keep parts of the weights in each process
+# What constructors of Lightning's classes raise on wrong arguments and absent packages.
+BUILDING = (MisconfigurationException, ImportError, ValueError, TypeError, RuntimeError, AssertionError)
 
 
 class DreamBoothCLI(LightningCLI):
@@ -66,24 +78,33 @@ class DreamBoothCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the given arguments, or the example's config."""
+        argv = sys.argv[1:] if args is None else args
+        check_words(argv)
         try:
-            self.config = parser.parse_args(with_example(sys.argv[1:] if args is None else args))
+            self.config = parser.parse_args(with_example(argv))
+        except ArgumentError as error:
+            raise explain(error) from error
         except (UnicodeDecodeError, RecursionError) as error:
             raise InputError(f"a config cannot be read as YAML ({error})") from error
+
+        check_seed_everything(self.config[self.config.subcommand].seed_everything)
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the parsed arguments unchanged: they take precedence over the checkpoint (Lightning#21455)."""
 
     def before_instantiate_classes(self) -> None:
-        """Checks the optimizer's class, which the parser would call, and names the run."""
+        """Checks what the parser would call, and names the run."""
         config = self.config[self.subcommand]
-        check_optimizer(config.model.optimizer)
+        check_callables(config)
+        check_arguments(vars(config.trainer))
         self.name_run(config)
         config.weights_only = True
 
     def name_run(self, config: Any) -> None:
         """Chooses the folder of the run, and the state that it resumes or reads."""
         default = default_name([Path(str(path)) for path in config.get("config") or []])
+        check_name(default if config.name is None else config.name)
+        check_name(f"test-{config.benchmark.subject}")
         self.state_path = find_state(expand_given(config.get("ckpt_path")), config.name, default)
         begins = config.get("ckpt_path") == "last" and self.state_path is None
         self.purge_step = 0 if begins else None  # events after the state are removed: they will be logged again
@@ -123,7 +144,9 @@ class DreamBoothCLI(LightningCLI):
             callbacks = [TQDMProgressBar(), *callbacks]  # not Lightning's choice, which depends on what is installed
         # After each step: log, then stop if there was a signal; the samples and the state of the step follow.
         kwargs["callbacks"] = [TrainingMonitor(), self.graceful_stop, *callbacks]
-        kwargs["plugins"] = [*(configured.get("plugins") or []), AtomicCheckpointIO()]
+        plugins = configured.get("plugins") or []
+        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
+        kwargs["max_epochs"] = 1
         if self.subcommand != "fit":
             kwargs["logger"] = False
         elif configured.get("logger") in (None, True):
@@ -131,10 +154,22 @@ class DreamBoothCLI(LightningCLI):
         # The saved config runs the job again, from its beginning and under a new name.
         config = self.config[self.subcommand]
         config.name, config.ckpt_path = None, None
+        trainer = super().instantiate_trainer(**kwargs)
+        check_arguments({"precision": trainer.precision})  # which a plugin may have set
+        return trainer
+
+    def instantiate_classes(self) -> None:
+        """Builds everything that the config names.
+
+        Raises:
+            InputError: if a class refuses its arguments, or lacks a package.
+        """
         try:
-            return super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, ValueError, TypeError) as error:
-            raise InputError(f"trainer: {error}") from error
+            super().instantiate_classes()
+        except InputError:
+            raise
+        except BUILDING as error:
+            raise InputError(f"the config cannot be used: {error}") from error
 
     @property
     def job(self) -> Job:
@@ -155,6 +190,7 @@ class DreamBoothCLI(LightningCLI):
                 f"trainer.strategy {type(strategy).__name__} splits weights that exports need whole, or forks; "
                 "use ddp, and configs/low_memory.yaml if memory is short"
             )
+        job.module.check_training(self.trainer)
         self._check_base()
         job.data.check()
         job.callbacks.samples.check(job.data)

@@ -17,6 +17,7 @@ from lightning_dreambooth.cli.commands import DreamBoothCLI
 from lightning_dreambooth.cli.help import full_help, overview, short_help
 from lightning_dreambooth.cli.job import Job
 from lightning_dreambooth.cli.output import lasting_output
+from lightning_dreambooth.cli.parser import ConfigParser
 from lightning_dreambooth.datamodule import DreamBoothData
 from lightning_dreambooth.distributed import SIGNALS, lost_process
 from lightning_dreambooth.errors import InputError, Stopped, TrainingError
@@ -61,6 +62,7 @@ class DryRunCLI(DreamBoothCLI):
 
 
 OPTIONS: dict[str, Any] = {
+    "parser_class": ConfigParser,
     "model_class": DreamBooth,
     "datamodule_class": DreamBoothData,
     "seed_everything_default": 0,

@@ -6,12 +6,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from lightning_dreambooth.bounds import MAX_SEED, check_range
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.models.configs import NOISE_STEPS
 
 Sampler = Literal["ddim", "dpm++", "euler"]
 
 MAX_STEPS = NOISE_STEPS - 2  # DPM++ may divide the schedule into steps + 1 intervals and count timesteps from 1
+MAX_GUIDANCE = 1000
 MAX_PROMPT = 10_000  # characters; the models read 77 tokens
 MAX_IMAGES = 100_000  # of one prompt or class
 
@@ -47,10 +49,7 @@ class SamplingSettings:
         check_prompt(self.negative_prompt, "negative_prompt")
         if not 1 <= self.steps <= MAX_STEPS:
             raise InputError(f"steps is {self.steps}, must lie in 1 ... {MAX_STEPS}")
-        if self.guidance_scale < 0:
-            raise InputError(
-                f"guidance_scale is {self.guidance_scale}, must be 0 or more (1 or less switches guidance off)"
-            )
+        check_range("guidance_scale", self.guidance_scale, 0, MAX_GUIDANCE, "1 or less switches guidance off")
 
     @property
     def guided(self) -> bool:
@@ -79,9 +78,8 @@ class ImageJob(NamedTuple):
 
 
 def check_seed(seed: int) -> None:
-    """Raises InputError if a seed is negative."""
-    if seed < 0:
-        raise InputError(f"seed is {seed}, must be 0 or more")
+    """Raises InputError if a seed is negative or too large."""
+    check_range("seed", seed, 0, MAX_SEED)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from lightning_dreambooth.cli.parser import check_file, check_yaml, set_policy
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.inputs import expand, read_text
 from lightning_dreambooth.study.figures import Figure, check_hypothesis, expand_figure
@@ -37,6 +38,7 @@ def read_study(path: Path) -> Study:
     content = _content(path, [])
     if not NAME.fullmatch(path.stem):
         raise InputError(f"{path}: {path.stem!r} cannot name a folder; use letters, digits and . , = + - _")
+    set_policy()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(StudySpec)
     try:
@@ -65,7 +67,9 @@ def _content(path: Path, extending: list[Path]) -> dict[str, Any]:
     if path.resolve() in extending:
         raise InputError(f"{path} extends itself")
     try:
-        content = yaml.safe_load(read_text(path))
+        check_file(path)
+        check_yaml(text := read_text(path), str(path))
+        content = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):

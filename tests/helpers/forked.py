@@ -86,7 +86,8 @@ def _main(folder: Path, words: list[str], environment: dict[str, str], output: s
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.chdir(folder)
-    quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "JSONARGPARSE_DEPRECATION_WARNINGS": "off"}
+    quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "JSONARGPARSE_DEPRECATION_WARNINGS": "off",
+             "LIGHTNING_DREAMBOOTH_TRUST": "helpers"}  # fmt: skip
     os.environ |= quiet | environment
     here = Path(__file__).parent.parent
     os.environ["PYTHONPATH"] = f"{here}{os.pathsep}{here.parent}"  # for processes that this one starts

@@ -1,0 +1,28 @@
+"""Bounds of the arguments of `DreamBooth`."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_dreambooth.bounds import MAX_SEED, MAX_STEPS, check_above_zero, check_range
+from lightning_dreambooth.errors import InputError
+
+FROZEN = "model.train_text_encoder: false does not train it"
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raises InputError if an argument of the module, by name, is out of its bounds."""
+    for name, low, high in (
+        ("prior_weight", 0, math.inf), ("noise_offset", 0, math.inf), ("warmup_steps", 0, MAX_STEPS),
+        ("seed", 0, MAX_SEED),
+    ):  # fmt: skip
+        check_range(f"model.{name}", settings[name], low, high)
+    check_above_zero("model.snr_gamma", settings["snr_gamma"], "null switches the weighting off")
+    check_above_zero("model.text_encoder_lr", settings["text_encoder_lr"], FROZEN)
+    check_range("model.text_encoder_stop_step", settings["text_encoder_stop_step"], 1, MAX_STEPS, FROZEN)
+    decay = settings["ema_decay"]
+    if decay is not None and not 0 < decay < 1:
+        raise InputError(f"model.ema_decay is {decay}, must lie between 0 and 1; null keeps no average")
+    of_text_encoder = {settings["text_encoder_lr"], settings["text_encoder_stop_step"]} - {None}
+    if of_text_encoder and not settings["train_text_encoder"]:
+        raise InputError("model.text_encoder_lr and text_encoder_stop_step need model.train_text_encoder: true")
