@@ -89,17 +89,12 @@ class DreamBooth(pl.LightningModule):
         self.seed = seed
         self.ema: WeightAverage | None = None
         self.gradients: GradientRecord | None = None  # while training
-        self.saved_with: str | None = None  # the kind of optimizer of a resumed state
-        self.saved_optimizer: dict[str, Any] | None = None  # and its state
+        self.saved: resuming.SavedOptimizer | None = None  # of a resumed state
         check_settings(self.hparams)
         trial.build(optimizer)
 
     def check_training(self, trainer: pl.Trainer) -> None:
-        """Checks what depends on the trainer, before a model is loaded.
-
-        Raises:
-            InputError: if the warm-up is longer than the training, or the optimizer cannot step as it should.
-        """
+        """Raises InputError, before a model is loaded, if the warm-up is too long or the optimizer cannot step."""
         check_range("model.warmup_steps", self.warmup_steps, 0, trainer.max_steps, "it is part of trainer.max_steps")
         tried = trial.build(self.optimizer, trainer.strategy.root_device)
         trial.step(tried)
@@ -186,9 +181,8 @@ class DreamBooth(pl.LightningModule):
             InputError: if the optimizer is of another kind than that of a resumed state, or cannot clip gradients.
         """
         optimizer = self.optimizer(optimization.parameter_groups(self.trained, self.learning_rates))
-        resuming.check_kind(optimizer, self.saved_with)
-        if self.saved_optimizer is not None:
-            resuming.take_configured(self.saved_optimizer, optimizer, self.optimizer)
+        if self.saved:
+            resuming.take_configured(self.saved, optimizer, self.optimizer)
         optimization.check_clipping(optimizer, _scaler(self.trainer), self.trainer.gradient_clip_val)
         self.gradients = GradientRecord(self.trained, _scaler(self.trainer) is not None, self.device)
         if type(optimizer).__module__.startswith("bitsandbytes"):
@@ -241,8 +235,7 @@ class DreamBooth(pl.LightningModule):
         Raises:
             InputError: if the state does not hold exactly the weights that this run trains.
         """
-        self.saved_with = checkpoint.get("optimizer")
-        self.saved_optimizer = next(iter(checkpoint["optimizer_states"]), None)
+        self.saved = resuming.saved_optimizer(checkpoint)
         resuming.start_clock(checkpoint)
         resuming.check_weights(checkpoint["state_dict"], self._saved_weights())
         checkpoint["state_dict"] = self.state_dict() | checkpoint["state_dict"]

@@ -4,7 +4,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.optim import Optimizer
 
@@ -19,7 +19,7 @@ def optimizer_kind(optimizer: Optimizer) -> str:
 
 
 def check_kind(optimizer: Optimizer, saved_with: str | None) -> None:
-    """Raises InputError if the resumed state was saved with another kind of optimizer; None if no state is resumed."""
+    """Raises InputError if the resumed state was saved with another kind of optimizer; None if it does not say."""
     if saved_with not in (None, optimizer_kind(optimizer)):
         raise InputError(
             f"the state was saved with {saved_with}, which model.optimizer must name to resume; "
@@ -27,16 +27,37 @@ def check_kind(optimizer: Optimizer, saved_with: str | None) -> None:
         )
 
 
-def take_configured(saved: dict[str, Any], optimizer: Optimizer, build: Callable[[Iterable[Any]], Optimizer]) -> None:
+class SavedOptimizer(NamedTuple):
+    """The optimizer of a resumed state, without its tensors.
+
+    Attributes:
+        kind: Its class; None in states that do not record it.
+        groups: Its groups with their arguments, as they will be loaded.
+        entries: Names of what it keeps of each parameter.
+    """
+
+    kind: str | None
+    groups: list[dict[str, Any]]
+    entries: set[str]
+
+
+def saved_optimizer(checkpoint: Mapping[str, Any]) -> SavedOptimizer:
+    """The optimizer of a state."""
+    state = next(iter(checkpoint["optimizer_states"]), {"param_groups": [], "state": {}})
+    return SavedOptimizer(checkpoint.get("optimizer"), state["param_groups"], _entries(state["state"]))
+
+
+def take_configured(saved: SavedOptimizer, optimizer: Optimizer, build: Callable[[Iterable[Any]], Optimizer]) -> None:
     """Replaces the arguments of the optimizer in its saved state by the configured ones, and prints what has changed.
 
     Groups also hold what some optimizers count, such as Prodigy's distance; that is no argument and stays.
 
     Raises:
-        InputError: if the configured arguments need what the state does not hold.
+        InputError: if it is of another kind, or the configured arguments need what the state does not hold.
     """
+    check_kind(optimizer, saved.kind)
     changed = []
-    for before, now in zip(saved["param_groups"], optimizer.param_groups, strict=True):
+    for before, now in zip(saved.groups, optimizer.param_groups, strict=False):
         for key in inspect.signature(type(optimizer)).parameters:
             old = before.get("initial_lr" if key == "lr" else key)
             if key != "params" and key in now and old != now[key]:
@@ -44,8 +65,7 @@ def take_configured(saved: dict[str, Any], optimizer: Optimizer, build: Callable
                 before[key] = now[key]
     if not changed:
         return
-    held = _entries(saved["state"])
-    if held and (missing := _needed(build) - held):
+    if saved.entries and (missing := _needed(build) - saved.entries):
         raise InputError(
             f"the state holds no {', '.join(sorted(missing))}, which the configured optimizer needs; resume with the "
             "arguments of model.optimizer that it was saved with"

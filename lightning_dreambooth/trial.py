@@ -22,7 +22,7 @@ def build(optimizer: Callable[[Iterable[Any]], Optimizer], device: torch.device 
     """
     weights = [nn.Parameter(torch.ones(shape, device=device)) for shape in SHAPES]
     try:
-        built = optimizer([{"name": "unet", "params": weights}])
+        built = optimizer([{"name": "trial", "params": weights}])
     except Exception as error:  # a constructor may raise anything
         raise InputError(f"model.optimizer cannot be built: {error}") from error
     if not isinstance(built, Optimizer):

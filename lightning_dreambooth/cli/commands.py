@@ -4,6 +4,7 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,6 @@ from jsonargparse import ArgumentError
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ProgressBar, TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
-from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
 from lightning_dreambooth.callbacks.loggers import RunLog
@@ -20,21 +19,13 @@ from lightning_dreambooth.callbacks.measurement import VALIDATION
 from lightning_dreambooth.callbacks.monitor import TrainingMonitor
 from lightning_dreambooth.callbacks.signals import GracefulStop
 from lightning_dreambooth.callbacks.validation import TABLE
-from lightning_dreambooth.cli.arguments import (
-    VERBS,
-    add_sections,
-    check_name,
-    check_seed_everything,
-    check_words,
-    with_example,
-)  # fmt: skip
+from lightning_dreambooth.cli import arguments
 from lightning_dreambooth.cli.job import Callbacks, Job
 from lightning_dreambooth.cli.parser import check_callables, explain
 from lightning_dreambooth.cli.summary import fit_summary
-from lightning_dreambooth.cli.trainer_arguments import check_arguments
+from lightning_dreambooth.cli.trainer_arguments import check_arguments, check_trainer
 from lightning_dreambooth.data.checks import warn
 from lightning_dreambooth.data.image_jobs import ImageJobData
-from lightning_dreambooth.diffusion.requests import ImageJob
 from lightning_dreambooth.errors import InputError, Stopped
 from lightning_dreambooth.evaluation.tables import metrics_table
 from lightning_dreambooth.files import explained
@@ -43,7 +34,6 @@ from lightning_dreambooth.saving.checkpoint_io import AtomicCheckpointIO
 from lightning_dreambooth.saving.runs import RUNS, default_name, is_first_process, locked, run_folder
 from lightning_dreambooth.saving.states import check_base, find_state, read_state
 
-STRATEGIES = (SingleDeviceStrategy, DDPStrategy)  # tested; others keep parts of the weights in each process
 # What constructors of Lightning's classes raise on wrong arguments and absent packages.
 BUILDING = (MisconfigurationException, ImportError, ValueError, TypeError, RuntimeError, AssertionError)
 
@@ -68,26 +58,26 @@ class DreamBoothCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """The verbs that train, measure or draw."""
         lightnings = LightningCLI.subcommands()
-        return {verb: lightnings[verb] for verb in VERBS}
+        return {verb: lightnings[verb] for verb in arguments.VERBS}
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds our sections first, then the trainer's, so that help begins with ours."""
-        add_sections(parser)
+        arguments.add_sections(parser)
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         parser.set_defaults({f"trainer.{key}": value for key, value in self.trainer_defaults.items()})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the given arguments, or the example's config."""
         argv = sys.argv[1:] if args is None else args
-        check_words(argv)
+        arguments.check_words(argv)
         try:
-            self.config = parser.parse_args(with_example(argv))
+            self.config = parser.parse_args(arguments.with_example(argv))
         except ArgumentError as error:
             raise explain(error) from error
         except (UnicodeDecodeError, RecursionError) as error:
             raise InputError(f"a config cannot be read as YAML ({error})") from error
 
-        check_seed_everything(self.config[self.config.subcommand].seed_everything)
+        arguments.check_seed_everything(self.config[self.config.subcommand].seed_everything)
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the parsed arguments unchanged: they take precedence over the checkpoint (Lightning#21455)."""
@@ -103,8 +93,8 @@ class DreamBoothCLI(LightningCLI):
     def name_run(self, config: Any) -> None:
         """Chooses the folder of the run, and the state that it resumes or reads."""
         default = default_name([Path(str(path)) for path in config.get("config") or []])
-        check_name(default if config.name is None else config.name)
-        check_name(f"test-{config.benchmark.subject}")
+        arguments.check_name(default if config.name is None else config.name)
+        arguments.check_name(f"test-{config.benchmark.subject}")
         self.state_path = find_state(expand_given(config.get("ckpt_path")), config.name, default)
         begins = config.get("ckpt_path") == "last" and self.state_path is None
         self.purge_step = 0 if begins else None  # events after the state are removed: they will be logged again
@@ -171,7 +161,7 @@ class DreamBoothCLI(LightningCLI):
         except BUILDING as error:
             raise InputError(f"the config cannot be used: {error}") from error
 
-    @property
+    @cached_property
     def job(self) -> Job:
         """Everything of the verb's run, as one value."""
         sections = (self._get(self.config_init, name) for name in ("samples", "fidelity", "benchmark", "checkpoint"))
@@ -182,14 +172,8 @@ class DreamBoothCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Checks everything that can be checked without a model, on every process, and starts the clock."""
-        job, strategy = self.job, self.trainer.strategy
-        if self.trainer.max_steps < 1:
-            raise InputError("trainer.max_steps must be 1 or more: the length of the training in optimizer steps")
-        if type(strategy) not in STRATEGIES or isinstance(strategy.launcher, _MultiProcessingLauncher):
-            raise InputError(
-                f"trainer.strategy {type(strategy).__name__} splits weights that exports need whole, or forks; "
-                "use ddp, and configs/low_memory.yaml if memory is short"
-            )
+        job = self.job
+        check_trainer(self.trainer)
         job.module.check_training(self.trainer)
         self._check_base()
         job.data.check()
@@ -208,7 +192,7 @@ class DreamBoothCLI(LightningCLI):
         job.data.check(training=False)
         fidelity.check(job.data)
         if fidelity.measurement:
-            self._draw_batches(fidelity.measurement.batches, "fidelity.batch_size")
+            self.image_jobs = ImageJobData(fidelity.measurement.batches, job.data.resolution_px)
 
     def before_test(self) -> None:
         """Checks the model and the subject, and lists the images to draw."""
@@ -224,14 +208,7 @@ class DreamBoothCLI(LightningCLI):
         job = self.job
         batches = job.callbacks.samples.predict_batches()
         job.callbacks.samples.check(job.data)
-        self._draw_batches(batches, "samples.batch_size")
-
-    def _draw_batches(self, batches: list[list[ImageJob]], batch_size_key: str) -> None:
-        if len(batches) < self.trainer.world_size:
-            raise InputError(
-                f"{len(batches)} batches are too few for {self.trainer.world_size} processes; lower {batch_size_key}"
-            )
-        self.image_jobs = ImageJobData(batches, self.job.data.resolution_px)
+        self.image_jobs = ImageJobData(batches, job.data.resolution_px)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Only `fit` reads training data; the other verbs draw image jobs."""

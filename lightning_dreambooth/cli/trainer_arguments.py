@@ -4,9 +4,14 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from pytorch_lightning import Trainer
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
+
 from lightning_dreambooth.bounds import MAX_STEPS, Number, check_range
 from lightning_dreambooth.errors import InputError
 
+STRATEGIES = (SingleDeviceStrategy, DDPStrategy)  # tested; others keep parts of the weights in each process
 MAX_PROCESSES = 1024  # of a node, and nodes
 
 
@@ -85,3 +90,19 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     if limit is not None:
         check_range("trainer.limit_train_batches", limit, 1 if isinstance(limit, int) else 1e-9,
                     MAX_STEPS if isinstance(limit, int) else 1.0, "a whole number counts micro-batches")  # fmt: skip
+
+
+def check_trainer(trainer: Trainer) -> None:
+    """Checks a trainer that is to fit.
+
+    Raises:
+        InputError: if it has no length, or a strategy that splits the weights.
+    """
+    strategy = trainer.strategy
+    if trainer.max_steps < 1:
+        raise InputError("trainer.max_steps must be 1 or more: the length of the training in optimizer steps")
+    if type(strategy) not in STRATEGIES or isinstance(strategy.launcher, _MultiProcessingLauncher):
+        raise InputError(
+            f"trainer.strategy {type(strategy).__name__} splits weights that exports need whole, or forks; "
+            "use ddp, and configs/low_memory.yaml if memory is short"
+        )
