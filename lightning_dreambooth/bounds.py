@@ -13,11 +13,11 @@ def check_range(key: str, value: Number | None, low: Number, high: Number = math
     """Raises InputError unless a number is finite and lies in low ... high; None is allowed."""
     if value is None or (low <= value <= high and value < math.inf):
         return
-    bounds = f"be a number of {low:,} or more" if high == math.inf else f"lie in {low:,} ... {high:,}"
+    bounds = f"be {low:,} or more, and finite" if high == math.inf else f"lie in {low:,} ... {high:,}"
     raise InputError(f"{key} is {value}, must {bounds}{remedy and '; '}{remedy}")
 
 
 def check_above_zero(key: str, value: Number | None, remedy: str) -> None:
     """Raises InputError unless a number is finite and above 0; None is allowed."""
     if value is not None and not 0 < value < math.inf:
-        raise InputError(f"{key} is {value}, must be a number above 0; {remedy}")
+        raise InputError(f"{key} is {value}, must be above 0 and finite; {remedy}")

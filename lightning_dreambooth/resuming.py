@@ -43,7 +43,7 @@ class SavedOptimizer(NamedTuple):
 
 def saved_optimizer(checkpoint: Mapping[str, Any]) -> SavedOptimizer:
     """The optimizer of a state."""
-    state = next(iter(checkpoint["optimizer_states"]), {"param_groups": [], "state": {}})
+    state: dict[str, Any] = next(iter(checkpoint["optimizer_states"]), {"param_groups": [], "state": {}})
     return SavedOptimizer(checkpoint.get("optimizer"), state["param_groups"], _entries(state["state"]))
 
 

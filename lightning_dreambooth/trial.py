@@ -28,6 +28,8 @@ def build(optimizer: Callable[[Iterable[Any]], Optimizer], device: torch.device 
     if not isinstance(built, Optimizer):
         raise InputError(f"model.optimizer is {type(built).__name__}, which is not a torch.optim.Optimizer")
     for group in built.param_groups:
+        if "lr" not in group:
+            raise InputError(f"model.optimizer {type(built).__name__} has no learning rate; choose another one")
         check_above_zero("model.optimizer's lr", group["lr"], "nothing would be learned")
         for name, value in group.items():
             _check_number(f"model.optimizer's {name}", name, value)

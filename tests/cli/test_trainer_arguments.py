@@ -79,9 +79,10 @@ def test_a_wrong_argument_of_the_trainer_ends_in_one_line_before_a_model_is_load
 
 WORKS: dict[str, list[Any]] = {
     "strategy": ["auto", "ddp"], "devices": [1, "auto"], "num_nodes": [1], "precision": ["32-true", "bf16-mixed", 32],
-    "logger": ["true", "pytorch_lightning.loggers.CSVLogger"], "max_epochs": [1, -1, "null"], "min_epochs": [0],
+    "logger": ["true", "{class_path: CSVLogger, init_args: {save_dir: logs}}"],
+    "max_epochs": [1, -1, "null"], "min_epochs": [0],
     "max_time": ["00:01:00:00"], "limit_train_batches": [1.0, 5], "check_val_every_n_epoch": [1],
-    "enable_model_summary": ["true"], "accumulate_grad_batches": [2], "gradient_clip_val": [0, "null", 0.5],
+    "enable_model_summary": ["true"], "accumulate_grad_batches": [2], "gradient_clip_val": [0.0, "null", 0.5],
     "gradient_clip_algorithm": ["norm", "value"], "deterministic": ["warn", "true"], "benchmark": ["true"],
     "inference_mode": ["false"], "profiler": ["simple", "advanced", "pytorch"], "detect_anomaly": ["true"],
     "plugins": ["pytorch_lightning.plugins.environments.LightningEnvironment"], "sync_batchnorm": ["true"],

@@ -64,7 +64,8 @@ OPTIMIZERS = {
     "torch.optim.SGD": {"lr": [0, -1], "momentum": [-1, 1, 5, ".nan"], "nesterov": ["true"], "dampening": [".nan"]},
     "torch.optim.RMSprop": {"lr": [0, -1], "alpha": [-1, ".nan"], "eps": [-1], "momentum": [-1, 2]},
     "torch.optim.Adagrad": {"lr": [0, -1], "lr_decay": [-1]},
-    "torch.optim.SparseAdam": {"lr": [1e-4]}, "torch.optim.LBFGS": {"lr": [1e-4]}, "torch.optim.Muon": {"lr": [1e-4]},
+    "torch.optim.SparseAdam": {"lr": [1e-4]}, "torch.optim.LBFGS": {"lr": [1e-4]},
+    "torch.optim.Optimizer": {"defaults": ["{}"]}, "torch.optim.Muon": {"lr": [1e-4]},
     "bitsandbytes.optim.AdamW8bit": {"lr": [0, -1, ".nan"], "betas": ["[1, 2]"], "eps": [-1], "weight_decay": [-1]},
     "torch.optim.lr_scheduler.StepLR": {"step_size": [3]}, "torch.optim.swa_utils.AveragedModel": {"device": ["cpu"]},
 }  # fmt: skip
