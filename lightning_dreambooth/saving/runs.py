@@ -48,10 +48,11 @@ def run_folder(name: str | None, default: str, resumed: Path | None) -> Path:
 def create_exclusively(folder: Path) -> bool:
     """Creates the folder of a new run; returns whether it belongs to this run.
 
-    The first process creates it unless it exists; the other processes accept an empty or missing folder.
+    The first process creates it unless it exists; the other processes accept one that is missing, or empty but for the
+    first one's lock.
     """
     if not is_first_process():
-        return not folder.exists() or not any(folder.iterdir())
+        return not folder.exists() or not any(path.name != LOCK for path in folder.iterdir())
     try:
         folder.mkdir(parents=True)
     except FileExistsError:

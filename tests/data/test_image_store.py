@@ -6,7 +6,7 @@ from lightning_dreambooth.data.image_store import ImageStore
 from lightning_dreambooth.diffusion.requests import Request, SamplingSettings, requests_for
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 
-SETTINGS = SamplingSettings("ugly", 2, 5.0, "ddim")
+SETTINGS = SamplingSettings("ugly", 6, 12.0, "ddim")
 REQUESTS = requests_for(["a photo of a girl"], range(7), SETTINGS)
 
 
