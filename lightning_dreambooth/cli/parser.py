@@ -116,7 +116,7 @@ def check_file(path: Path) -> None:
     if not path.is_file():
         raise InputError(f"{path} is not a regular file; give a config in YAML")
     if (size := path.stat().st_size) > MAX_CHARACTERS:
-        raise InputError(f"{path} has {size} bytes, more than the {MAX_CHARACTERS} of a config; give a smaller one")
+        raise InputError(f"{path} has {size:,} bytes, more than the {MAX_CHARACTERS:,} of a config; give a smaller one")
 
 
 def load_bounded(text: str) -> Any:
@@ -132,10 +132,10 @@ def load_bounded(text: str) -> Any:
 def check_yaml(text: str, source: str = "YAML") -> None:
     """Raises InputError if a text in YAML holds too much, aliases counted as what they stand for."""
     if len(text) > MAX_CHARACTERS:
-        raise InputError(f"{source} has {len(text)} characters, more than {MAX_CHARACTERS}; shorten it")
+        raise InputError(f"{source} has {len(text):,} characters, more than {MAX_CHARACTERS:,}; shorten it")
     root = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     if root is not None and _count(root, {}) > MAX_VALUES:
-        raise InputError(f"{source} holds more than {MAX_VALUES} values, aliases counted as their anchors; shorten it")
+        raise InputError(f"{source} holds more than {MAX_VALUES:,} values, aliases counted as their anchors; shorten it")
 
 
 def _count(node: yaml.Node, counted: dict[int, int]) -> int:

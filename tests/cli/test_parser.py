@@ -283,7 +283,7 @@ def test_a_config_that_is_not_a_local_file_is_refused(complaint: Callable[..., s
 def test_a_config_of_many_megabytes_is_refused_unread(complaint: Callable[..., str]) -> None:
     with Path("large.yaml").open("w") as file:
         file.truncate(200_000_000)
-    assert "large.yaml has 200000000 bytes, more than the 1000000" in complaint("fit", "--config=large.yaml")
+    assert "large.yaml has 200,000,000 bytes, more than the 1,000,000" in complaint("fit", "--config=large.yaml")
 
 
 def test_a_prompt_may_have_the_name_of_a_file(complaint: Callable[..., str]) -> None:

@@ -26,7 +26,7 @@ def test_images_of_one_batch_may_have_different_negative_prompts() -> None:
     [
         ({"steps": 0}, "steps is 0, must lie in 1 ... 998"),
         ({"steps": 999}, "steps is 999, must lie in 1 ... 998"),
-        ({"guidance_scale": -1.0}, "guidance_scale is -1.0, must be 0 or more"),
+        ({"guidance_scale": -1.0}, "guidance_scale is -1.0, must lie in 0 ... 1,000"),
     ],
 )
 def test_impossible_settings_are_refused(values: dict[str, float], message: str) -> None:
@@ -35,7 +35,7 @@ def test_impossible_settings_are_refused(values: dict[str, float], message: str)
 
 
 def test_a_negative_seed_is_refused() -> None:
-    with pytest.raises(InputError, match="seed is -1, must be 0 or more"):
+    with pytest.raises(InputError, match="seed is -1, must lie in 0 ... 4,294,967,295"):
         check_seed(-1)
 
 

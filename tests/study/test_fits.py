@@ -40,7 +40,7 @@ def test_a_fit_is_named_by_all_that_decides_it(name: Name, here: Path) -> None:
     ]  # fmt: skip
     tiny.images(here / "girl", 6)
     names.append(name())
-    (here / "girl/00.txt").write_text("another caption")
+    (here / "girl/00.txt").write_text("another caption of sks")
     names.append(name())
     assert len({*names}) == len(names)
 
