@@ -207,14 +207,17 @@ class DreamBooth(pl.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Measures the gradients, and clips them by the norm that was measured."""
+        """Measures the gradients, and clips them: by the norm that was measured, or each number of them.
+
+        Lightning's own clipping refuses fused optimizers in bf16, although nothing is scaled there.
+        """
         assert self.gradients
         self.gradients.measure(self.global_step + 1)
-        if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
-            weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        if gradient_clip_val and gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(weights, gradient_clip_val)
+        elif gradient_clip_val:
             nn.utils.clip_grads_with_norm_(weights, gradient_clip_val, self.gradients.total)
-        else:
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves frozen weights and names of code out of the state, and records the kind of optimizer.

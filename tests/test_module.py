@@ -498,6 +498,18 @@ def test_gradient_checkpointing_changes_nothing(run: Run) -> None:
     assert largest_difference(trained(plain), trained(checkpointed)) < 1e-6
 
 
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_a_fused_optimizer_in_bf16_steps_as_far_as_clipping_allows(run: Run, tiny_sd: Path, algorithm: str) -> None:
+    sgd = '{"class_path": "torch.optim.SGD", "init_args": {"lr": 1.0, "weight_decay": 0.0, "fused": true}}'
+    cli = run(
+        model__optimizer=sgd, model__train_text_encoder=False, trainer__max_steps=1, trainer__precision="bf16-mixed",
+        trainer__gradient_clip_val=1e-4, trainer__gradient_clip_algorithm=algorithm,
+    )  # fmt: skip
+    base = StableDiffusion.load(ModelFiles(str(tiny_sd)))
+    moved = weights_of(cli.model.model.unet) - weights_of(base.unet)
+    assert float(moved.norm() if algorithm == "norm" else moved.abs().max()) == pytest.approx(1e-4, rel=1e-2)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -135,7 +135,7 @@ def check_yaml(text: str, source: str = "YAML") -> None:
         raise InputError(f"{source} has {len(text):,} characters, more than {MAX_CHARACTERS:,}; shorten it")
     root = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     if root is not None and _count(root, {}) > MAX_VALUES:
-        raise InputError(f"{source} holds more than {MAX_VALUES:,} values, aliases counted as their anchors; shorten it")
+        raise InputError(f"{source} holds over {MAX_VALUES:,} values, aliases counted as their anchors; shorten it")
 
 
 def _count(node: yaml.Node, counted: dict[int, int]) -> int:

@@ -35,7 +35,7 @@ def test_impossible_settings_are_refused(values: dict[str, float], message: str)
 
 
 def test_a_negative_seed_is_refused() -> None:
-    with pytest.raises(InputError, match="seed is -1, must lie in 0 ... 4,294,967,295"):
+    with pytest.raises(InputError, match=r"seed is -1, must lie in 0 \.\.\. 4,294,967,295"):
         check_seed(-1)
 
 
