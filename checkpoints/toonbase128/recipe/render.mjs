@@ -28,10 +28,11 @@ function pack(rgba, out, place) {
   }
 }
 
+const shardFile = (folder, [set, shard]) => `${folder}/${set}-${String(shard).padStart(3, '0')}.rgb`;
+
 /** Pixels last, under their final name at once: a shard that is there is whole. */
 function renderShard(folder, set, shard, count) {
-  const path = `${folder}/${set}-${String(shard).padStart(3, '0')}`;
-  if (existsSync(`${path}.rgb`)) return;
+  const file = shardFile(folder, [set, shard]);
   const bytes = Buffer.alloc(3 * SIZE_PX * SIZE_PX * count);
   const rows = [];
   for (let place = 0; place < count; place++) {
@@ -39,9 +40,9 @@ function renderShard(folder, set, shard, count) {
     pack(pixels, bytes, place);
     rows.push(JSON.stringify(labels));
   }
-  writeFileSync(`${path}.jsonl`, `${rows.join('\n')}\n`);
-  writeFileSync(`${path}.part`, bytes);
-  renameSync(`${path}.part`, `${path}.rgb`);
+  writeFileSync(file.replace(/rgb$/, 'jsonl'), `${rows.join('\n')}\n`);
+  writeFileSync(`${file}.part`, bytes);
+  renameSync(`${file}.part`, file);
 }
 
 /** First shards first, so that training can begin on a part of each set. */
@@ -52,24 +53,27 @@ function shardsOf(counts) {
   return shards.sort(([, one], [, other]) => one - other);
 }
 
-function runWorkers(workers) {
-  const run = (worker) =>
-    new Promise((done, failed) => {
-      const env = { ...process.env, WORKER: `${worker}/${workers}` };
-      const child = fork(import.meta.filename, process.argv.slice(2), { env });
-      child.on('exit', (code) => (code === 0 ? done() : failed(new Error(`worker ${worker} ended with ${code}`))));
-    });
-  return Promise.all([...Array(workers).keys()].map(run));
+/** One process for each shard: the renderer gives its memory back only when its process ends. */
+function renderApart(shard) {
+  return new Promise((done, failed) => {
+    const child = fork(import.meta.filename, process.argv.slice(2), { env: { ...process.env, SHARD: shard.join(' ') } });
+    child.on('exit', (code) => (code === 0 ? done() : failed(new Error(`shard ${shard} ended with ${code}`))));
+  });
+}
+
+async function renderAll(shards) {
+  const work = async () => {
+    while (shards.length) await renderApart(shards.shift());
+  };
+  await Promise.all([...Array(availableParallelism())].map(work));
 }
 
 const [folder, ...asked] = process.argv.slice(2);
 const chosen = Object.fromEntries(asked.map((word) => word.split('=')).map(([set, count]) => [set, Number(count)]));
-if (process.env.WORKER) {
-  const [worker, workers] = process.env.WORKER.split('/').map(Number);
-  shardsOf(asked.length ? chosen : COUNTS).forEach(([set, shard, count], place) => {
-    if (place % workers === worker) renderShard(folder, set, shard, count);
-  });
+if (process.env.SHARD) {
+  const [set, shard, count] = process.env.SHARD.split(' ');
+  renderShard(folder, set, Number(shard), Number(count));
 } else {
   mkdirSync(folder, { recursive: true });
-  await runWorkers(availableParallelism());
+  await renderAll(shardsOf(asked.length ? chosen : COUNTS).filter((shard) => !existsSync(shardFile(folder, shard))));
 }
