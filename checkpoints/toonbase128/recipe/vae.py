@@ -2,6 +2,7 @@
 
 python vae.py --data <pictures> --out <folder> --minutes 60           (again, to go on)
 python vae.py --data <pictures> --out <folder> --minutes 60 --decay   (the last stage: the learning rate ends at 0)
+python vae.py --data <pictures> --out <folder> --init <vae folder>    (from finished weights instead of toonbase's)
 """
 
 import argparse
@@ -23,7 +24,7 @@ OLD = RECIPE.parents[1] / "toonbase/vae"
 SKS = RECIPE.parents[1] / "images/sks_girl"
 NEW_RATE, COPIED_RATE, WARM_UP = 1e-3, 4e-4, 400
 STEM_STEPS, STEM_RATE = 300, 2e-3
-KL_WEIGHT = 2e-3  # per latent number
+KL_WEIGHT = 2e-4  # per latent number; with ten times as much the new channels stay empty
 KEEP_WEIGHT = 0.3  # how firmly the first channels stay the old latents
 EMA_DECAY = 0.998
 CHECKED = 64  # held-out pictures
@@ -106,12 +107,14 @@ def reconstruct(vae: AutoencoderKL, images: Tensor) -> Tensor:
 class Training:
     """Everything that a stage hands to the next: weights, their average, the optimizer's state, the count of steps."""
 
-    def __init__(self, out: Path, old: AutoencoderKL) -> None:
+    def __init__(self, out: Path, old: AutoencoderKL, init: Path | None) -> None:
         self.out, self.steps = out, 0
         self.vae = build()
         copied = start_from(old, self.vae)
         known = {id(weight) for weight in copied}
         new = [weight for weight in self.vae.parameters() if id(weight) not in known]
+        if init:
+            self.vae.load_state_dict(AutoencoderKL.from_pretrained(init, torch_dtype=torch.float32).state_dict())
         self.vae = self.vae.train().to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.vae).requires_grad_(False)
         groups = [{"params": new, "base": NEW_RATE}, {"params": copied, "base": COPIED_RATE}]
@@ -156,7 +159,7 @@ def train(state: Training, old: AutoencoderKL, args: argparse.Namespace) -> None
     checks = {"held out": held_out, "sks_girl": read_files(SKS)}
     pictures = Pictures(args.data, "captioned", "drawings")
     print(f"{len(pictures)} pictures, step {state.steps}", flush=True)
-    if state.steps == 0:
+    if state.steps == 0 and not args.init:
         fit_stem(state.vae, old, pictures, args.batch, args.crop)
         state.average.load_state_dict(state.vae.state_dict())
     begun, seconds, first = time.monotonic(), 60 * args.minutes, state.steps
@@ -186,6 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--init", type=Path)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--crop", type=int, default=64, help="px; 128 for the last stages")
@@ -193,7 +197,7 @@ def main() -> None:
     args = parser.parse_args()
     old = AutoencoderKL.from_pretrained(OLD, use_safetensors=True).to(memory_format=torch.channels_last)
     old = old.eval().requires_grad_(False)
-    state = Training(args.out, old)
+    state = Training(args.out, old, args.init)
     torch.manual_seed(state.steps)
     train(state, old, args)
 
