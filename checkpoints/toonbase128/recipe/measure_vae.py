@@ -15,7 +15,7 @@ from torchvision.transforms.functional import resize, to_pil_image
 from torchvision.utils import make_grid
 from vae import SKS, reconstruct
 
-HELD_OUT, SHOWN, ENLARGED = 512, 8, 2
+HELD_OUT, SHOWN, ENLARGED = 256, 8, 2
 
 
 def timed_decode(vae: AutoencoderKL, count: int = 16) -> float:
