@@ -164,7 +164,9 @@ def accuracy(model: Classifier, images: Tensor, rows: list[dict]) -> dict[str, f
         for name in answers
     }
     return {
-        name: round(sum(truth == answer for truth, answer in found) / len(found), 4) for name, found in pairs.items()
+        name: round(sum(truth == answer for truth, answer in found) / len(found), 4)
+        for name, found in pairs.items()
+        if found
     }
 
 
