@@ -1,4 +1,5 @@
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # LightningCLI's own calls; the bound in setup.cfg covers them
 os.environ["LIGHTNING_DREAMBOOTH_TRUST"] = "helpers"  # its callbacks disturb or record runs
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored, and what the tests start would ignore it too
 torch.set_num_threads(1)  # the models are so small that a second thread only waits
 
 
