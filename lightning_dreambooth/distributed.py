@@ -18,6 +18,7 @@ T = TypeVar("T")
 LOCK = ".lock"
 LOCK_PATIENCE_SECONDS = 20
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # those that end a run
+PLACE = re.compile(r"^\[\S*\.cc:\d+\] ")  # a place in its code, with which a message of gloo begins
 
 
 def world_size() -> int:
@@ -73,9 +74,7 @@ def ignore_signals_in_worker(worker: int) -> None:
 
 def lost_process(error: RuntimeError) -> str:
     """What an error of torch says of another process of the run that has died; empty if it is about anything else."""
-    first = re.sub(r"^\[\S*\.cc:\d+\] ", "", str(error).strip()).partition(". ")[
-        0
-    ]  # gloo begins with a place in its code
+    first = PLACE.sub("", str(error).strip()).partition(". ")[0]
     if first.startswith("DataLoader worker (pid"):
         return f"a loader process has died ({first.rstrip('.')}); if memory was short, lower data.num_workers"
     if dist.is_initialized() and (isinstance(error, dist.DistError) or "gloo" in str(error)):
