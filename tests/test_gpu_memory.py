@@ -40,6 +40,7 @@ def sd15(tmp_path: Path) -> Path:
     for file, change in {
         "unet/config.json": {"sample_size": 64},
         "tokenizer/tokenizer_config.json": {"model_max_length": 77},
+        "text_encoder/config.json": {"max_position_embeddings": 77},
     }.items():
         config = json.loads((folder / file).read_text())
         (folder / file).write_text(json.dumps(config | change))
