@@ -45,20 +45,24 @@ class DreamBoothCLI(LightningCLI):
     state_path: Path | None = None
     purge_step: int | None = None
 
-    def __init__(self, graceful_stop: GracefulStop, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, graceful_stop: GracefulStop, args: list[str], parser_kwargs: dict[str, Any], **kwargs: Any
+    ) -> None:
         self.graceful_stop = graceful_stop
+        # A parser takes long to build: only that of the given verb is built, and all if there is no such verb.
+        self.verbs = {verb: text for verb, text in arguments.VERBS.items() if verb == args[0]} or arguments.VERBS
+        descriptions = {verb: {"description": text} for verb, text in self.verbs.items()}
         try:
-            super().__init__(*args, **kwargs)
+            super().__init__(args=args, parser_kwargs=parser_kwargs | descriptions, **kwargs)
         finally:
             for folder in (self.folder, RUNS) if is_first_process() else ():
                 with suppress(OSError):  # not empty, because the run has written something
                     folder.rmdir()
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """The verbs that train, measure or draw."""
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The verbs that can be parsed, each with the arguments of Lightning's method that are not for the user."""
         lightnings = LightningCLI.subcommands()
-        return {verb: lightnings[verb] for verb in arguments.VERBS}
+        return {verb: lightnings[verb] for verb in self.verbs}
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds our sections first, then the trainer's, so that help begins with ours."""

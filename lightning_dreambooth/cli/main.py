@@ -71,10 +71,8 @@ OPTIONS: dict[str, Any] = {
     "trainer_defaults": TRAINER_DEFAULTS,
     "save_config_callback": LogConfig,
     "save_config_kwargs": {"save_to_log_dir": False},
-    "parser_kwargs": {
-        "prog": PROG, "exit_on_error": False, **{verb: {"description": text} for verb, text in VERBS.items()},
-    },
-}  # fmt: skip
+    "parser_kwargs": {"prog": PROG, "exit_on_error": False},
+}
 
 
 def build_job(argv: list[str]) -> Job:

@@ -89,11 +89,16 @@ def test_a_signal_to_the_whole_group_ends_a_run_saved_with_all_its_workers(
     assert "Traceback" not in printed
 
 
-def start(folder: Path, words: list[str], prefix: tuple[str, ...] = (), **streams: Any) -> "subprocess.Popen[str]":
+def as_nohup() -> None:
+    """What nohup does before it starts a program; from here on, no signal can come too early."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def start(folder: Path, words: list[str], **options: Any) -> "subprocess.Popen[str]":
     """Starts the command line as the leader of a group, as a shell does."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [*prefix, sys.executable, "-m", "lightning_dreambooth", *words]
-    return subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, text=True, **streams)
+    command = [sys.executable, "-m", "lightning_dreambooth", *words]
+    return subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, text=True, **options)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +130,7 @@ def test_a_run_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
     tiny.stable_diffusion(tmp_path / "tiny")
     tiny.images(tmp_path / "girl", 5)
     with (tmp_path / "output").open("w") as file:
-        run = start(tmp_path, ["fit", *WORDS, "--name=run"], prefix=("nohup",), stdout=file, stderr=file)
+        run = start(tmp_path, ["fit", *WORDS, "--name=run"], preexec_fn=as_nohup, stdout=file, stderr=file)
     while not (tmp_path / "runs/run/samples/step-000000.png").is_file():
         assert run.poll() is None
         os.killpg(run.pid, signal.SIGHUP)

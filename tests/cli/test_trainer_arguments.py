@@ -78,7 +78,7 @@ def test_a_wrong_argument_of_the_trainer_ends_in_one_line_before_a_model_is_load
 
 
 WORKS: dict[str, list[Any]] = {
-    "strategy": ["auto", "ddp"], "devices": [1, "auto"], "num_nodes": [1], "precision": ["32-true", "bf16-mixed", 32],
+    "strategy": ["auto"], "devices": [1, "auto"], "num_nodes": [1], "precision": ["32-true", "bf16-mixed", 32],
     "logger": ["true", "{class_path: CSVLogger, init_args: {save_dir: logs}}"],
     "max_epochs": [1, -1, "null"], "min_epochs": [0],
     "max_time": ["00:01:00:00"], "limit_train_batches": [1.0, 5], "check_val_every_n_epoch": [1],
