@@ -57,8 +57,8 @@ def run(here: Path, tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
         "model.pretrained": tiny_sd, "data.instance_data_dir": "girl", "data.instance_prompt": "a photo of sks girl",
         "data.class_data_dir": "class", "data.class_prompt": "a photo of a girl", "data.num_class_images": 3,
         "data.class_steps": 2, "samples.steps": 2, "samples.num_images": 1, "trainer.max_steps": 4,
-        "trainer.accelerator": "cpu", "model.train_text_encoder": True, "trainer.enable_progress_bar": False,
-        "trainer.log_every_n_steps": 1,
+        "trainer.accelerator": "cpu", "trainer.precision": 32, "model.train_text_encoder": True,
+        "trainer.enable_progress_bar": False, "trainer.log_every_n_steps": 1,
     }  # fmt: skip
 
     def run(verb: str = "fit", *words: str, **settings: object) -> DreamBoothCLI:

@@ -48,6 +48,7 @@ def named(files: list[str]) -> str:
     return "+".join(file.removesuffix(".yaml") for file in files)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:no score")  # random encoders see no difference between random images
 @pytest.mark.parametrize("files", LAYERS, ids=named)
 def test_every_config_trains_to_an_export(

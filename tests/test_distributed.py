@@ -85,6 +85,7 @@ def test_two_processes_do_what_one_does(folder: Path) -> None:
     assert losses(folder, "two") == pytest.approx(losses(folder, "one"), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_on_two_processes_is_resumed_on_one(folder: Path) -> None:
     together(folder, *words("whole", 2))
     together(folder, *words("half", 2, trainer__limit_train_batches=2))
@@ -94,6 +95,7 @@ def test_a_run_stopped_on_two_processes_is_resumed_on_one(folder: Path) -> None:
     assert (weights(folder, "half") - weights(folder, "whole")).abs().max() < BOUND
 
 
+@pytest.mark.slow
 def test_a_run_continues_with_the_next_sample_when_the_batch_size_changes(folder: Path) -> None:
     alone(folder, *words("run", 4, trainer__limit_train_batches=2))
     alone(folder, *words("run", 2, ckpt_path="last"))
@@ -158,6 +160,7 @@ def test_two_runs_begun_at_the_same_moment_both_finish(folder: Path) -> None:
         assert len(losses(folder, name)) == 6
 
 
+@pytest.mark.slow
 def test_lightnings_own_launcher_starts_the_second_process(folder: Path) -> None:
     alone(folder, *words("two", 2), "--trainer.devices=2", "--trainer.strategy=ddp")
     assert torch.equal(weights(folder, "two", 0), weights(folder, "two", 1))
@@ -189,6 +192,7 @@ def test_two_processes_measure_what_one_does(folder: Path) -> None:
     assert files(one / "validation") == files(two / "validation")
 
 
+@pytest.mark.slow
 def test_two_processes_that_train_measure_together(folder: Path) -> None:
     fidelity = measuring(folder)
     together(folder, *words("two", 2, fidelity__every_n_steps=2), *fidelity)
@@ -201,6 +205,7 @@ def test_two_processes_that_train_measure_together(folder: Path) -> None:
     assert last[0] == pytest.approx(last[1], abs=0.02)  # of weights that are equal within BOUND
 
 
+@pytest.mark.slow
 def test_two_processes_test_what_one_does(folder: Path) -> None:
     fidelity = measuring(folder)
     tiny.images(folder / "bench/red_girl", 3)

@@ -106,6 +106,7 @@ def saved(run: Run) -> Saved:
     return Saved(run(trainer__max_steps=2, trainer__logger=False, checkpoint__every_n_steps=1))
 
 
+@pytest.mark.slow
 def test_every_file_operation_of_a_save_fails_once(saved: Saved) -> None:
     n = 0
     while True:

@@ -1,30 +1,22 @@
 import gc
 import re
-import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 import bitsandbytes
 import pytest
-import pytorch_lightning as pl
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from helpers import tiny
-from helpers.probes import scalars
 from PIL import Image
-from pytorch_lightning.plugins import MixedPrecision
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from lightning_dreambooth import randomness
-from lightning_dreambooth.callbacks.samples import Samples
-from lightning_dreambooth.cli.commands import DreamBoothCLI
-from lightning_dreambooth.data.dataset import Batch, Moments
+from lightning_dreambooth.data.dataset import Moments
 from lightning_dreambooth.data.draws import Draws
-from lightning_dreambooth.diffusion.objective import Loss
-from lightning_dreambooth.errors import InputError, InputWarning
-from lightning_dreambooth.gradients import GradientRecord
+from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.models.conditioning import Conditioning
 from lightning_dreambooth.models.model_files import ModelFiles
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
@@ -192,119 +184,6 @@ def test_frozen_weights_are_not_in_the_state(run: Run) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_resuming_equals_never_stopping(run: Run, accumulation: int) -> None:
-    settings = {
-        "model__ema_decay": 0.9, "data__flip": True, "model__lr_schedule": "cosine", "model__warmup_steps": 2,
-        "trainer__accumulate_grad_batches": accumulation,
-    }  # fmt: skip
-    whole = run(**settings, trainer__max_steps=6, checkpoint__every_n_steps=3, name="whole")
-    half = run(
-        **settings,
-        trainer__max_steps=6,
-        checkpoint__every_n_steps=3,
-        name="half",
-        trainer__limit_train_batches=3 * accumulation,
-    )
-    assert half.trainer.global_step == 3
-    resumed = run(**settings, trainer__max_steps=6, checkpoint__every_n_steps=3, name="half", ckpt_path="last")
-    assert resumed.trainer.global_step == 6
-    files = [f"runs/{name}/states/step-000006.ckpt" for name in ("whole", "half")]
-    states = [torch.load(file, weights_only=True) for file in files]
-    for key in ("state_dict", "optimizer_states", "lr_schedulers"):
-        assert_same(states[0][key], states[1][key])
-    assert largest_difference(trained(whole), trained(resumed)) == 0
-
-
-def test_a_run_ended_during_accumulation_resumes_at_its_last_step(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = {"trainer__accumulate_grad_batches": 3, "trainer__max_steps": 4, "checkpoint__every_n_steps": 10}
-    whole = run(**settings, name="whole")
-    with monkeypatch.context() as patched:
-        patched.setattr(Samples, "on_train_batch_end", lambda self, trainer, *args: end_at(trainer, 7, args[-1]))
-        early = run(**settings, name="early")
-    assert early.trainer.global_step == 2
-    early = run(**settings, name="early", ckpt_path="last")
-    assert early.trainer.global_step == 4
-    assert largest_difference(trained(whole), trained(early)) == 0
-
-
-def end_at(trainer: pl.Trainer, micro_batches: int, batch_idx: int) -> None:
-    trainer.should_stop = batch_idx + 1 == micro_batches
-
-
-def assert_same(a: object, b: object) -> None:
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    else:
-        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-
-
-def test_a_state_of_other_weights_is_refused(run: Run, complaint: Callable[..., str]) -> None:
-    run(name="first")
-    assert "resume with the model settings" in complaint(
-        name="first", ckpt_path="last", model__train_text_encoder=False
-    )
-
-
-def test_a_state_of_another_optimizer_is_refused(run: Run, complaint: Callable[..., str]) -> None:
-    run(name="first")
-    other = {"model__optimizer": "bitsandbytes.optim.AdamW8bit", "model__optimizer__lr": 1e-3}
-    assert "the state was saved with torch.optim.adamw.AdamW" in complaint(name="first", ckpt_path="last", **other)
-
-
-def other_image() -> None:
-    Image.new("RGB", (40, 40), "green").save("girl/01.png")
-
-
-def other_caption() -> None:
-    Path("girl/01.txt").write_text("a photo of sks girl with pink hair")
-
-
-def other_class_image() -> None:
-    Image.new("RGB", (32, 32), "green").save("class/00001.png")
-
-
-@pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        (other_image, "instance images of concept 1"),
-        (other_caption, "instance prompts of concept 1"),
-        (other_class_image, "class images of concept 1"),
-    ],
-)
-def test_resuming_with_other_images_or_prompts_gives_a_warning(run: Run, change: Callable[[], None], what: str) -> None:
-    run(name="first", trainer__max_steps=1)
-    change()
-    with pytest.warns(InputWarning, match=f"the state was trained on other {what}; training continues") as warned:
-        resumed = run(name="first", trainer__max_steps=2, ckpt_path="last")
-    assert sum(warning.category is InputWarning for warning in warned) == 1
-    assert resumed.trainer.global_step == 2
-    run(name="first", trainer__max_steps=3, ckpt_path="last")  # on those that the newest state was trained on: silent
-
-
-def test_moved_and_renamed_images_give_no_warning(run: Run) -> None:
-    run(name="first", trainer__max_steps=1)
-    Path("girl").rename("moved")
-    for path in sorted(Path("moved").iterdir()):
-        path.rename(path.with_name(f"girl-{path.name}"))
-    run(name="first", trainer__max_steps=2, ckpt_path="last", data__instance_data_dir="moved")
-
-
-def test_a_state_that_does_not_say_what_it_was_trained_on_is_resumed(run: Run) -> None:
-    path = run(name="first", trainer__max_steps=1).folder / "states/step-000001.ckpt"
-    state = torch.load(path, weights_only=True)
-    del state["DreamBoothData"]["data_digests"]
-    torch.save(state, path)
-    other_image()
-    assert run(name="first", trainer__max_steps=2, ckpt_path="last").trainer.global_step == 2
-
-
 def test_the_average_is_what_is_exported_and_drawn(run: Run) -> None:
     cli = run(model__ema_decay=0.9, model__optimizer="torch.optim.SGD", model__optimizer__lr=0.5)
     current, average = trained(cli), dict(zip(cli.model.ema.names, cli.model.ema.average, strict=True))
@@ -322,18 +201,6 @@ def test_the_average_is_what_is_exported_and_drawn(run: Run) -> None:
     assert largest_difference(current, trained(cli)) == 0
 
 
-@pytest.fixture
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loss of the third sample is NaN."""
-    loss = DreamBooth.loss
-
-    def with_nan(self: DreamBooth, batch: Batch) -> Loss:
-        whole = loss(self, batch)
-        return whole._replace(total=whole.total * float("nan")) if batch.indices[0] == 2 else whole
-
-    monkeypatch.setattr(DreamBooth, "loss", with_nan)
-
-
 def test_a_released_module_holds_no_weights(tiny_sd: Path) -> None:
     module = DreamBooth(pretrained=str(tiny_sd), ema_decay=0.9)
     module.setup("fit")
@@ -342,49 +209,6 @@ def test_a_released_module_holds_no_weights(tiny_sd: Path) -> None:
     gc.collect()
     assert weight() is None
     assert list(module.parameters()) == []
-
-
-@pytest.mark.usefixtures("poisoned")
-def test_nan_stops_before_the_update(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        run(name="poisoned", checkpoint__every_n_steps=1)
-    assert stopped.value.code == 1
-    assert "stopped before anything of step 3 was saved: the loss is not finite" in capsys.readouterr().err
-    state = torch.load("runs/poisoned/states/step-000002.ckpt", weights_only=True)
-    assert state["global_step"] == 2
-    assert all(value.isfinite().all() for value in state["state_dict"].values())
-
-
-DUE = ("checkpoint", "samples", "fidelity__losses", "trainer__log")
-
-
-@pytest.mark.filterwarnings("ignore:The number of training batches")
-@pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("due", DUE)
-def test_nothing_that_follows_a_step_with_nan_is_logged_drawn_or_saved(
-    run: Run, due: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    names = {what: f"{what}_every_n_steps" if "__" in what else f"{what}__every_n_steps" for what in DUE}
-    intervals = dict.fromkeys(names.values(), 100) | {names[due]: 5}
-    with pytest.raises(SystemExit) as stopped:
-        run(name="poisoned", trainer__max_steps=8, **intervals)
-    assert stopped.value.code == 1
-    assert "stopped before anything of step 3 was saved: the loss is not finite" in capsys.readouterr().err
-    folder = Path("runs/poisoned")
-    assert [path.name for path in folder.glob("*/step-*")] == ["step-000000.png"]
-    assert {step for curve in scalars(folder).values() for step, _ in curve} <= {0, 1}
-
-
-@pytest.mark.filterwarnings("ignore:The number of training batches")
-def test_a_signal_after_a_step_with_nan_saves_no_state_of_it(
-    run: Run, poisoned: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ("--trainer.callbacks+=helpers.probes.Stopper", "--trainer.callbacks.at=5")
-    with pytest.raises(SystemExit) as stopped:
-        run("fit", *words, name="poisoned", trainer__max_steps=8, trainer__log_every_n_steps=100)
-    assert stopped.value.code == 1
-    assert "the loss is not finite" in capsys.readouterr().err
-    assert not list(Path("runs/poisoned").glob("states/step-*"))
 
 
 @pytest.mark.filterwarnings("ignore:no score")
@@ -407,90 +231,6 @@ def test_the_base_model_is_loaded_once_unless_another_one_is_compared_with(
     measured = {"fidelity__clip_model": small_clip, "fidelity__steps": 1, "fidelity__every_n_steps": 100}
     run(**settings, **measured, data__identifier="sks", trainer__max_steps=1)
     assert len(loaded) == loads
-
-
-def test_throughput_counts_the_time_that_the_device_needs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    check = GradientRecord.check
-
-    def wait(self: GradientRecord) -> None:
-        time.sleep(1)  # as if the device were behind
-        check(self)
-
-    monkeypatch.setattr(GradientRecord, "check", wait)
-    cli = run(trainer__max_steps=4, samples__every_n_steps=100, checkpoint__every_n_steps=100)
-    rates = [value for _, value in scalars(cli.folder)["train/samples_per_second"]]
-    assert len(rates) == 4
-    assert all(rate < 1 for rate in rates)
-
-
-def test_a_gradient_that_is_not_finite_is_named(
-    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    setup = DreamBooth.setup
-
-    def poison(self: DreamBooth, stage: str) -> None:
-        setup(self, stage)
-        self.model.unet.conv_in.weight.register_hook(lambda gradient: gradient * float("inf"))
-
-    monkeypatch.setattr(DreamBooth, "setup", poison)
-    with pytest.raises(SystemExit) as stopped:
-        run()
-    assert stopped.value.code == 1
-    assert "step 1 was saved: unet.conv_in.weight has a gradient that is not finite" in capsys.readouterr().err
-
-
-class Scaled(MixedPrecision):
-    """16-mixed with its gradient scaler, on a CPU, where Lightning would take bf16."""
-
-    def __init__(self, scale: float) -> None:
-        super().__init__("bf16-mixed", "cpu")
-        self.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-
-
-@pytest.fixture
-def scaled(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs with a gradient scaler of the given first scale."""
-
-    def scaled(scale: float, **settings: object) -> object:
-        def trainer(**kwargs: object) -> pl.Trainer:
-            kwargs["plugins"] += [Scaled(scale)]
-            return pl.Trainer(**kwargs)
-
-        monkeypatch.setattr(DreamBoothCLI, "_instantiate_trainer", with_class(trainer))
-        return run(**settings)
-
-    return scaled
-
-
-def with_class(trainer):  # noqa: ANN001, ANN201
-    instantiate = DreamBoothCLI._instantiate_trainer
-
-    def _instantiate(self, config, callbacks):  # noqa: ANN001, ANN202
-        self.trainer_class = trainer
-        return instantiate(self, config, callbacks)
-
-    return _instantiate
-
-
-def test_a_gradient_scaler_may_skip_its_first_steps(scaled: Run) -> None:
-    cli = scaled(2.0**40, trainer__max_steps=30, checkpoint__every_n_steps=30)
-    assert cli.trainer.global_step == 30
-    assert all(change > 0 for change in cli.model.relative_changes().values())
-
-
-@pytest.mark.usefixtures("poisoned")
-def test_nan_is_reported_under_a_gradient_scaler_too(scaled: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        scaled(1.0)
-    assert stopped.value.code == 1
-    assert "the loss is not finite" in capsys.readouterr().err
-
-
-def test_a_run_that_changes_nothing_stops_and_says_so(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        run(model__optimizer="torch.optim.SGD", model__optimizer__lr=1e-30)
-    assert stopped.value.code == 1
-    assert "has not changed; raise the learning rate" in capsys.readouterr().err
 
 
 def test_gradient_checkpointing_changes_nothing(run: Run) -> None:

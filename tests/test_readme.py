@@ -1,15 +1,17 @@
 """README and docs agree with the repository: links, keys of configs, files of the package, the test command."""
 
+import io
 import re
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from lightning_dreambooth.cli.main import main
 from lightning_dreambooth.evaluation.metrics import METRICS, measured_by
 
 ROOT = Path(__file__).parent.parent
@@ -40,9 +42,10 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 @pytest.fixture(scope="module")
 def keys() -> set[str]:
     """Every key of `fit`, as the example's config has them."""
-    command = [sys.executable, "-m", "lightning_dreambooth", "fit", "--print_config"]
-    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return set(flat(yaml.safe_load(shown)))
+    shown = io.StringIO()
+    with redirect_stdout(shown), pytest.raises(SystemExit):
+        main(["fit", "--print_config"])
+    return set(flat(yaml.safe_load(shown.getvalue())))
 
 
 def test_the_tree_names_every_folder_and_file_at_the_top_of_the_package_and_no_other() -> None:

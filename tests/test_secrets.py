@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from helpers import tiny
 from helpers.forked import WORDS
 
@@ -19,6 +20,7 @@ def holding(folder: Path, text: str) -> set[str]:
     return {path.name.split(".")[0] + path.suffix for path in files if text.encode() in path.read_bytes()}
 
 
+@pytest.mark.slow
 def test_no_token_is_in_any_file_that_a_run_writes(tmp_path: Path) -> None:
     here, home = tmp_path / "here", tmp_path / "home"
     tiny.stable_diffusion(here / "tiny")

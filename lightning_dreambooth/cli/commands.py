@@ -12,6 +12,7 @@ from jsonargparse import ArgumentError
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ProgressBar, TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.plugins import Precision
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
 from lightning_dreambooth.callbacks.loggers import RunLog
@@ -23,7 +24,7 @@ from lightning_dreambooth.cli import arguments
 from lightning_dreambooth.cli.job import Callbacks, Job
 from lightning_dreambooth.cli.parser import check_callables, explain
 from lightning_dreambooth.cli.summary import fit_summary
-from lightning_dreambooth.cli.trainer_arguments import check_arguments, check_trainer
+from lightning_dreambooth.cli.trainer_arguments import check_arguments, check_trainer, fast_precision
 from lightning_dreambooth.data.checks import warn
 from lightning_dreambooth.data.image_jobs import ImageJobData
 from lightning_dreambooth.errors import InputError, Stopped
@@ -148,6 +149,9 @@ class DreamBoothCLI(LightningCLI):
         # The saved config runs the job again, from its beginning and under a new name.
         config = self.config[self.subcommand]
         config.name, config.ckpt_path = None, None
+        stated = configured.get("precision") or any(isinstance(plugin, Precision) for plugin in kwargs["plugins"])
+        if not stated:
+            kwargs["precision"] = config.trainer.precision = fast_precision(config.trainer.accelerator)
         trainer = super().instantiate_trainer(**kwargs)
         check_arguments({"precision": trainer.precision})  # which a plugin may have set
         return trainer

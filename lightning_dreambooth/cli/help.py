@@ -21,7 +21,7 @@ RUN = {
 }
 TRAINER = {  # the keys of Lightning's Trainer that most runs set
     "max_steps": "Length of the training in optimizer steps.",
-    "precision": "32, bf16-mixed or 16-mixed.",
+    "precision": "32, bf16-mixed or 16-mixed; null is bf16-mixed if the device computes in it, else 32.",
     "devices": "How many devices; with more than one also --trainer.strategy ddp.",
     "accumulate_grad_batches": "Micro-batches per optimizer step.",
 }

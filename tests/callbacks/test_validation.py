@@ -89,6 +89,7 @@ def test_no_encoder_enters_state_or_optimizer(here: Path, run: Run, measured: Ru
     assert with_ == without > 0
 
 
+@pytest.mark.slow
 def test_validate_repeats_the_last_row_of_fit_from_its_state_and_about_from_its_export(
     here: Path, measured: Run, tiny_sd: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,6 +135,7 @@ def test_the_best_exports_stay_and_say_what_they_score(here: Path, measured: Run
     assert f"| clip_i | {metrics['clip_i']:.3f} |" in (run / f"exports/step-{best:06d}/README.md").read_text()
 
 
+@pytest.mark.slow
 def test_repeating_a_finished_command_keeps_its_best_exports(here: Path, measured: Run) -> None:
     often = {"fidelity__every_n_steps": 1, "checkpoint__every_n_steps": 1, "checkpoint__keep_exports": 1}
     measured(name="run", checkpoint__keep_best=3, **often)
@@ -160,6 +162,7 @@ def test_training_stops_when_the_score_no_longer_grows(here: Path, measured: Run
     assert table(here / "runs/run") == rows
 
 
+@pytest.mark.slow
 def test_scores_by_other_prompts_no_longer_count_in_a_resumed_run(here: Path, measured: Run) -> None:
     measured(name="run")
     with pytest.warns(InputWarning, match="they no longer count"):
@@ -169,6 +172,7 @@ def test_scores_by_other_prompts_no_longer_count_in_a_resumed_run(here: Path, me
     assert [row["step"] for row in rows if "clip_i" in row] == [0, 2, 4, 6]
 
 
+@pytest.mark.slow
 def test_resuming_an_earlier_state_drops_the_metrics_after_it(
     here: Path, measured: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -196,6 +200,7 @@ def test_a_step_left_unmeasured_by_a_stop_is_measured_on_resuming(here: Path, me
     assert metrics[0].read_bytes() == metrics[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_several_concepts_show_whose_face_appears_under_whose_prompt(here: Path, measured: Run) -> None:
     tiny.images(here / "boy", 3, size_px=48)
     concepts = [

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
 from pytorch_lightning import Trainer
 
 from lightning_dreambooth.cli.commands import DreamBoothCLI
@@ -102,3 +104,17 @@ def test_an_argument_of_the_trainer_works(run: Run, name: str, value: object) ->
 @pytest.mark.parametrize("share", [3, 0.75])
 def test_a_part_of_the_batches_ends_a_run_early(run: Run, share: float) -> None:
     assert run(trainer__limit_train_batches=share).trainer.global_step == 3
+
+
+CAPABILITIES = [({"avx512_bf16": True}, "bf16-mixed"), ({"amx_bf16": True}, "bf16-mixed"), ({}, "32-true")]
+
+
+@pytest.mark.parametrize(("capabilities", "precision"), CAPABILITIES)
+def test_a_run_that_states_no_precision_takes_the_one_that_its_processor_is_fast_in(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], precision: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    done = run(trainer__precision=None, trainer__max_steps=1)
+    assert done.trainer.precision == precision
+    assert yaml.safe_load((done.folder / "config.yaml").read_text())["trainer"]["precision"] == precision
+    assert run(trainer__precision="bf16-mixed", trainer__max_steps=1).trainer.precision == "bf16-mixed"

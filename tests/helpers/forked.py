@@ -16,8 +16,8 @@ WORDS = [
     "--data.class_data_dir=class", "--data.class_prompt=a photo of a girl",
     "--data.num_class_images=3", "--data.class_steps=2", "--data.cache_dir=cache",
     "--samples.steps=2", "--samples.num_images=1", "--samples.every_n_steps=2",
-    "--trainer.max_steps=6", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=False",
-    "--trainer.log_every_n_steps=1", "--checkpoint.every_n_steps=1",
+    "--trainer.max_steps=6", "--trainer.accelerator=cpu", "--trainer.precision=32",
+    "--trainer.enable_progress_bar=False", "--trainer.log_every_n_steps=1", "--checkpoint.every_n_steps=1",
 ]  # fmt: skip
 
 CONTEXT = multiprocessing.get_context("forkserver")
