@@ -19,7 +19,12 @@ torch.set_num_threads(1)  # the models are so small that a second thread only wa
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--times", type=int, default=4, help="how often runs are killed and stopped at random moments")
+    parser.addoption("--times", type=int, default=2, help="how often runs are killed and stopped at random moments")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first, so that a second process tests all others beside it."""
+    items.sort(key=lambda item: item.path.name != "test_example.py")
 
 
 @pytest.fixture(scope="session")

@@ -97,6 +97,6 @@ def test_plain_diffusers_draws_the_same_images_from_the_export(example: Path) ->
 
 def test_the_example_runs_twice_and_reuses_its_class_images(example: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (example / "runs/.cache/class_images").rglob("*.png")}
-    summary = run(example, "fit", "--trainer.max_steps=2")
+    summary = run(example, "fit", "--trainer.max_steps=2", "--samples.num_images=1", "--fidelity.num_images=2")
     assert re.match(r"toon-2: 2 steps", summary)
     assert {path: path.stat().st_mtime_ns for path in (example / "runs/.cache/class_images").rglob("*.png")} == before

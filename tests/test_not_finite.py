@@ -78,14 +78,14 @@ def test_throughput_counts_the_time_that_the_device_needs(run: Run, monkeypatch:
     check = GradientRecord.check
 
     def wait(self: GradientRecord) -> None:
-        time.sleep(0.5)  # as if the device were behind
+        time.sleep(0.2)  # as if the device were behind
         check(self)
 
     monkeypatch.setattr(GradientRecord, "check", wait)
     cli = run(trainer__max_steps=4, samples__every_n_steps=100, checkpoint__every_n_steps=100)
     rates = [value for _, value in scalars(cli.folder)["train/samples_per_second"]]
     assert len(rates) == 4
-    assert all(rate < 2 for rate in rates)
+    assert all(rate < 5 for rate in rates)
 
 
 def test_a_gradient_that_is_not_finite_is_named(

@@ -84,7 +84,8 @@ def test_dropout_is_the_same_after_resuming_and_off_while_drawing(run: Run, tiny
     assert dropped["curves"]["train/loss"][0] != plain["curves"]["train/loss"][0]
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 3])
 def test_what_a_stop_has_left_out_is_logged_once_however_often_the_resumed_run_is_killed(
     tmp_path: Path, kills: int
 ) -> None:
@@ -108,6 +109,7 @@ def test_what_a_stop_has_left_out_is_logged_once_however_often_the_resumed_run_i
     assert [event.step for event in grids] == [0, 2, 4, 6]
 
 
+@pytest.mark.slow
 def test_max_time_limits_each_job_and_not_all_of_them_together(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     settings = {
         "name": "run", "ckpt_path": "last", "trainer__max_time": "00:00:00:01", "trainer__max_steps": 100_000,

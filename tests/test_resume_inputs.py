@@ -15,6 +15,7 @@ from lightning_dreambooth.errors import InputWarning
 Run = Callable[..., object]
 
 
+@pytest.mark.slow
 def test_a_run_ended_during_accumulation_resumes_at_its_last_step(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"trainer__accumulate_grad_batches": 3, "trainer__max_steps": 4, "checkpoint__every_n_steps": 10}
     whole = run(**settings, name="whole")

@@ -115,6 +115,7 @@ def test_the_base_has_no_drift_and_a_score_of_zero(here: Path, measured: Run, ti
     assert (row["score"], row["score/identity"], row["score/class"]) == (0, 0, 1)
 
 
+@pytest.mark.slow
 def test_images_of_the_base_model_are_drawn_once_for_all_runs(here: Path, measured: Run) -> None:
     measured(name="one")
     folder = here / "runs/.cache/base_images"
@@ -187,6 +188,7 @@ def test_resuming_an_earlier_state_drops_the_metrics_after_it(
     assert capsys.readouterr().out.splitlines()[-1].endswith(f"exports/step-00000{best}")
 
 
+@pytest.mark.slow
 def test_a_step_left_unmeasured_by_a_stop_is_measured_on_resuming(here: Path, measured: Run) -> None:
     every = {"checkpoint__keep_exports": 5, "checkpoint__every_n_steps": 1}
     measured(name="whole", **every)
@@ -218,6 +220,7 @@ def test_several_concepts_show_whose_face_appears_under_whose_prompt(here: Path,
     assert row["clip_i"] == pytest.approx((row["clip_i/sks_under_sks"] + row["clip_i/pink_under_pink"]) / 2)
 
 
+@pytest.mark.slow
 def test_held_out_images_are_measured_and_not_trained_on(here: Path, measured: Run) -> None:
     tiny.images(here / "more", 2, size_px=50)
     measured(name="with", data__held_out_dir="more")

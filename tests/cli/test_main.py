@@ -129,6 +129,7 @@ def test_the_config_is_saved_into_the_run_whatever_logs_it(run: Run) -> None:
     assert Path("config.yaml").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_precedence_over_the_checkpoint(run: Run) -> None:
     run(name="first")
     resumed = run(name="first", ckpt_path="last", trainer__max_steps=5, model__prior_weight=0.25)
@@ -287,6 +288,7 @@ def test_last_begins_a_run_that_has_saved_nothing_yet(run: Run, capsys: pytest.C
     assert "runs/mine has no state yet: it begins at step 0" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_config_saved_by_a_named_and_resumed_run_starts_anew(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run(name="first", trainer__max_steps=2)
     resumed = run(name="first", ckpt_path="last", trainer__max_steps=3)

@@ -9,7 +9,7 @@ import yaml
 from pytorch_lightning import Trainer
 
 from lightning_dreambooth.cli.commands import DreamBoothCLI
-from lightning_dreambooth.cli.trainer_arguments import ARGUMENTS, AS_IN_LIGHTNING
+from lightning_dreambooth.cli.trainer_arguments import ARGUMENTS, AS_IN_LIGHTNING, fast_precision
 
 Run = Callable[..., DreamBoothCLI]
 Complaint = Callable[..., str]
@@ -106,15 +106,18 @@ def test_a_part_of_the_batches_ends_a_run_early(run: Run, share: float) -> None:
     assert run(trainer__limit_train_batches=share).trainer.global_step == 3
 
 
-CAPABILITIES = [({"avx512_bf16": True}, "bf16-mixed"), ({"amx_bf16": True}, "bf16-mixed"), ({}, "32-true")]
-
-
-@pytest.mark.parametrize(("capabilities", "precision"), CAPABILITIES)
-def test_a_run_that_states_no_precision_takes_the_one_that_its_processor_is_fast_in(
-    run: Run, monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], precision: str
+@pytest.mark.parametrize(
+    ("capabilities", "precision"),
+    [({"avx512_bf16": True}, "bf16-mixed"), ({"amx_bf16": True}, "bf16-mixed"), ({"avx2": True}, "32-true")],
+)
+def test_a_processor_computes_in_bf16_if_it_has_instructions_for_it(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], precision: str
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert fast_precision("cpu") == precision
+
+
+def test_a_run_that_states_no_precision_saves_the_one_that_it_took(run: Run) -> None:
     done = run(trainer__precision=None, trainer__max_steps=1)
-    assert done.trainer.precision == precision
-    assert yaml.safe_load((done.folder / "config.yaml").read_text())["trainer"]["precision"] == precision
-    assert run(trainer__precision="bf16-mixed", trainer__max_steps=1).trainer.precision == "bf16-mixed"
+    assert done.trainer.precision == fast_precision("cpu")
+    assert yaml.safe_load((done.folder / "config.yaml").read_text())["trainer"]["precision"] == fast_precision("cpu")

@@ -93,8 +93,9 @@ def adamw(**arguments: object) -> dict[str, object]:
 
 @pytest.mark.parametrize(
     ("argument", "value", "now"),
-    [("lr", 1e-3, 1e-3), ("weight_decay", 0.5, 0.5), ("betas", "[0.5, 0.6]", (0.5, 0.6)), ("eps", 1e-3, 1e-3),
-     ("maximize", "true", True), ("foreach", "true", True)],
+    [("lr", 1e-3, 1e-3), ("betas", "[0.5, 0.6]", (0.5, 0.6)), ("foreach", "true", True),
+     *(pytest.param(*case, marks=pytest.mark.slow) for case in [
+         ("weight_decay", 0.5, 0.5), ("eps", 1e-3, 1e-3), ("maximize", "true", True)])],
 )  # fmt: skip
 def test_an_argument_of_the_optimizer_given_on_resume_counts_and_the_change_is_said(
     run: Run, capsys: pytest.CaptureFixture[str], argument: str, value: object, now: object

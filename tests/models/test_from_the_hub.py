@@ -30,7 +30,9 @@ def weights_of(files: list[str]) -> list[str]:
     return sorted(file for file in files if not file.endswith((".json", ".txt")))
 
 
-@pytest.mark.parametrize("kind", REFUSED)
+@pytest.mark.parametrize(
+    "kind", [kind if n < 10 else pytest.param(kind, marks=pytest.mark.slow) for n, kind in enumerate(REFUSED)]
+)
 def test_no_weights_are_downloaded_of_a_model_that_is_refused(folder: Path, downloaded: list[str], kind: str) -> None:
     change, message = REFUSED[kind]
     change(folder)

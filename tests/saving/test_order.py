@@ -181,6 +181,7 @@ def test_a_run_goes_on_from_its_newest_state_and_keeps_what_it_writes(
     assert [path.name for path in Path("runs/run/exports").iterdir()] == ["step-000006"]
 
 
+@pytest.mark.slow
 def test_a_run_that_resumes_an_early_state_keeps_the_later_ones_until_it_has_passed_them(here: Path, run: Run) -> None:
     often = {"name": "run", "checkpoint__every_n_steps": 1, "trainer__max_steps": 6}
     run(**often, checkpoint__keep_states=9, checkpoint__keep_exports=9)
