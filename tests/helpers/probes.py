@@ -52,13 +52,9 @@ class Spoiler(Callback):
         if batch_idx != 2:
             return
         Path("spoiled").touch()
-        images = [*Path("girl").glob("*.png")]
         if self.how == "every image is broken":
-            for image in images:
+            for image in Path("girl").glob("*.png"):
                 image.write_bytes(b"x")
-        elif self.how == "every image is gone":
-            for image in images:
-                image.unlink()
         elif self.how == "a worker is killed":
             os.kill(active_children()[0].pid, signal.SIGKILL)
         elif self.how == "a worker is stopped":
