@@ -14,7 +14,7 @@ from torchvision.transforms.functional import to_pil_image
 from lightning_dreambooth.data.concepts import Concept
 from lightning_dreambooth.evaluation import metrics
 from lightning_dreambooth.evaluation.encoders import Encoder, Encoders
-from lightning_dreambooth.evaluation.prompts import Kind, Probe
+from lightning_dreambooth.evaluation.prompts import Kind, Probe, plain_text
 from lightning_dreambooth.evaluation.score import score
 
 Embeddings = Mapping[str, Float[Tensor, "n d"]]  # of the same images, by `clip` and `dino`
@@ -58,9 +58,15 @@ class FidelityEvaluator:
             with encoders.clip.on(device):
                 self.texts = encoders.clip.texts([probe.text for probe in probes])
                 self.instance_texts = [encoders.clip.texts(instance_set.texts) for instance_set in instances]
+                self.plain_texts = encoders.clip.texts([plain_text(concept) for concept in concepts])
+            # Images that should show more than the subject, such as `with pink hair` or `a painting of`.
+            self.asking = [
+                i for i in self.indices("instance") if probes[i].text != plain_text(concepts[probes[i].concept])
+            ]
         self.base_embeddings = self.embed([to_pil_image(image) for image in base_images])
         self.ceiling = self._ceiling()
         self.base = self._measure(self.base_embeddings, base_images)
+        self.floors = self._floors()
         self.base |= self._score(self.base, self.base)
 
     def indices(self, kind: Kind, concept: int | None = None) -> list[int]:
@@ -92,6 +98,8 @@ class FidelityEvaluator:
         if "clip" in embedded:
             subject = self.indices("instance")
             measured["clip_t"] = metrics.prompt_similarity(embedded["clip"][subject], self.texts[subject])
+            if self.asking:
+                measured["attributes"] = self._attributes(embedded["clip"][self.asking])
         rows = embedded[self.identity_encoder]
         instances = [embeddings[self.identity_encoder] for embeddings in self.instances]
         classes = [(self.class_indices(c), instances[c]) for c in range(len(instances)) if self.class_indices(c)]
@@ -122,6 +130,12 @@ class FidelityEvaluator:
             measured |= {f"{name}/{words[face]}_under_{words[c]}": value for (c, face), value in under.items()}
         return measured
 
+    def _attributes(self, images: Tensor) -> float:
+        """Mean cosine of the asking prompts' images with their texts, less that with the text of the subject alone."""
+        plain = self.plain_texts[[self.probes[i].concept for i in self.asking]]
+        asked = metrics.prompt_similarity(images, self.texts[self.asking])
+        return asked - metrics.prompt_similarity(images, plain)
+
     def _diversity(self, rows: Tensor, images: Tensor) -> float:
         """Diversity of the images of one prompt, averaged over the prompts of the subject."""
         by_prompt = groupby(self.indices("instance"), key=lambda i: self.probes[i].request.prompt)
@@ -147,17 +161,32 @@ class FidelityEvaluator:
 
     def _score(self, measured: Mapping[str, float], base: Mapping[str, float]) -> dict[str, float]:
         identity = self.names[self.identity_encoder]
-        names = {"identity": identity, "prompt": "clip_t", "class": self.names["pres"]}
+        names = {"identity": identity, "prompt": "clip_t", "attributes": "attributes", "class": self.names["pres"]}
         ours, bases = (
             {part: values[name] for part, name in names.items() if name in values} for values in (measured, base)
         )
-        return score(ours, bases, self.ceiling[identity], self._floor())
+        return score(ours, bases, self.ceiling[identity], self.floors)
 
-    def _floor(self) -> float | None:
-        """Mean cosine of the base model's images of the subject with texts of unrelated prompts; None without them."""
+    def _floors(self) -> dict[str, float]:
+        """What images reach that do not follow their prompts, as far as the prompts tell.
+
+        `prompt`: the base model's images of the subject with texts of unrelated prompts. `attributes`: the instance
+        images, which show the subject alone.
+        """
+        floors: dict[str, float] = {}
+        if "clip" not in self.encoders:
+            return floors
         subject, unrelated = self.indices("instance"), self.indices("unrelated")
-        if "clip" not in self.encoders or not unrelated:
-            return None
-        cosines = metrics.cosines(self.base_embeddings["clip"][subject], self.texts[unrelated])
         other = torch.tensor([[self.probes[i].text != self.probes[j].text for j in unrelated] for i in subject])
-        return cosines[other].mean().item() if other.any() else None
+        if other.any():
+            cosines = metrics.cosines(self.base_embeddings["clip"][subject], self.texts[unrelated])
+            floors["prompt"] = cosines[other].mean().item()
+        if self.asking:
+            margins = []
+            for i in self.asking:
+                concept = self.probes[i].concept
+                texts = torch.stack([self.texts[i], self.plain_texts[concept]])
+                asked, plain = metrics.cosines(self.instances[concept]["clip"], texts).mean(0)
+                margins.append((asked - plain).item())
+            floors["attributes"] = fmean(margins)
+        return floors

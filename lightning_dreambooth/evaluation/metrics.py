@@ -35,12 +35,18 @@ _VALIDATION, _STUDY = frozenset({"validation"}), frozenset({"study"})
 
 # By name, in the order in which tables and reports show them.
 METRICS = {
-    "score": MetricInfo("up", "identity, prompt and class, balanced", "none", _VALIDATION),
+    "score": MetricInfo("up", "identity, prompt, attributes and class, balanced", "none", _VALIDATION),
     "clip_i": MetricInfo(
         "up", "each image of the subject with every instance image, by CLIP", "clip", _VALIDATION | _STUDY
     ),
     "dino": MetricInfo("up", "the same, by DINO", "dino", _VALIDATION | _STUDY),
     "clip_t": MetricInfo("up", "each image with its prompt without the identifier", "clip", _VALIDATION | _STUDY),
+    "attributes": MetricInfo(
+        "up",
+        "what prompts ask for besides the subject: `clip_t` less that with the instance prompt",
+        "clip",
+        _VALIDATION,
+    ),
     "pres": MetricInfo("down", "images of the class prompt with the instance images", "identity", _VALIDATION),
     "drift": MetricInfo(
         "down",

@@ -112,6 +112,11 @@ def _word(identifier: str) -> re.Pattern[str]:
     return re.compile(rf"(?<!\w){re.escape(identifier)}(?!\w)")
 
 
+def plain_text(concept: Concept) -> str:
+    """The text of the subject alone: the instance prompt without the identifier."""
+    return strip_identifier(concept.instance_prompt, concept.identifier)
+
+
 def strip_identifier(prompt: str, identifier: str | None) -> str:
     """The prompt without the identifier, which encoders do not know, or without `in the style of <identifier>`."""
     if not identifier:

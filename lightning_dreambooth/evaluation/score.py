@@ -13,27 +13,30 @@ def fraction_of_range(value: float, start: float, end: float) -> float:
 
 
 def score(
-    metrics: Mapping[str, float], base: Mapping[str, float], ceiling: float, floor: float | None
+    metrics: Mapping[str, float], base: Mapping[str, float], ceiling: float, floors: Mapping[str, float]
 ) -> dict[str, float]:
     """One score in [0, 1] that is high only if all of its parts are: their harmonic mean, with the parts.
 
     `score/identity`: how far identity has moved from the base model's to the ceiling. `score/prompt`: how much of the
-    base model's prompt following, above the floor, is kept. `score/class`: how much of the base model's distance
-    between class and instance images is kept. A part whose range is below MIN_RANGE is left out; there is no score
-    without identity.
+    base model's prompt following, above the floor, is kept. `score/attributes`: the same for what prompts ask for
+    besides the subject. `score/class`: how much of the base model's distance between class and instance images is kept.
+    A part whose range is below MIN_RANGE is left out; there is no score without identity.
 
     Args:
         metrics: Cosines of a model: `identity` of its images of the subject with the instance images, `prompt` of those
-            with their texts, `class` of its class images with the instance images. The last two may be absent.
+            with their texts, `attributes` of them with their texts less that with the instance prompt, `class` of its
+            class images with the instance images. All but the first may be absent.
         base: The same cosines of the base model.
         ceiling: Mean cosine of the instance images with each other.
-        floor: Mean cosine of the base model's images of the subject with unrelated texts; None measures no prompt.
+        floors: `prompt` of images that show something else, `attributes` of the subject alone; a part without its floor
+            is not measured.
     """
     if ceiling - base["identity"] < MIN_RANGE:
         return {}
     parts = {"score/identity": fraction_of_range(metrics["identity"], base["identity"], ceiling)}
-    if floor is not None and base["prompt"] - floor >= MIN_RANGE:
-        parts["score/prompt"] = fraction_of_range(metrics["prompt"], floor, base["prompt"])
+    for part, floor in floors.items():
+        if base[part] - floor >= MIN_RANGE:
+            parts[f"score/{part}"] = fraction_of_range(metrics[part], floor, base[part])
     if "class" in metrics and ceiling - base["class"] >= MIN_RANGE:
         parts["score/class"] = fraction_of_range(-metrics["class"], -ceiling, -base["class"])
     return {"score": float(harmonic_mean(list(parts.values())))} | parts

@@ -77,6 +77,8 @@ def test_every_metric_is_what_numpy_makes_of_the_images_it_names(clip: Clip, din
         "clip_t": (now[:6] * probe_texts[:6]).sum(1).mean(),
     }
     instance_text = unit(clip.texts(["a photo of girl"]))[0]
+    asking = now[2:4]  # of `a photo of sks`, whose text is not that of the instance prompt
+    expected["attributes"] = (asking * probe_texts[2:4]).sum(1).mean() - (asking @ instance_text).mean()
     ceiling = {
         "clip_i": (off_diagonal(one @ one.T).mean() + off_diagonal(two @ two.T).mean()) / 2,
         "clip_t": ((one @ instance_text).mean() + (two @ instance_text).mean()) / 2,
@@ -110,10 +112,13 @@ def test_the_score_compares_the_metrics_that_it_names(clip: Clip) -> None:
     evaluator = FidelityEvaluator(probes, CONCEPTS, faces, images(len(probes), 1), Encoders(clip), torch.device("cpu"))
     measured = evaluator.measure(images(len(probes), 2))
     base_texts = metrics.cosines(evaluator.base_embeddings["clip"][:6], evaluator.texts[8:])
-    parts = {"identity": "clip_i", "prompt": "clip_t", "class": "pres/small"}
+    instances = unit(clip.images(faces[0].images))
+    asked, plain = (unit(clip.texts([text]))[0] for text in ("a photo of", "a photo of girl"))
+    floors = {"prompt": float(base_texts.mean()), "attributes": (instances @ asked - instances @ plain).mean()}
+    parts = {"identity": "clip_i", "prompt": "clip_t", "attributes": "attributes", "class": "pres/small"}
     expected = score(
         {part: measured[name] for part, name in parts.items()},
         {part: evaluator.base[name] for part, name in parts.items()},
-        evaluator.ceiling["clip_i"], float(base_texts.mean()),
+        evaluator.ceiling["clip_i"], floors,
     )  # fmt: skip
     assert {name: value for name, value in measured.items() if name.startswith("score")} == pytest.approx(expected)

@@ -2,9 +2,9 @@ import pytest
 
 from lightning_dreambooth.evaluation.score import MIN_RANGE, fraction_of_range, score
 
-BASE = {"identity": 0.5, "prompt": 0.4, "class": 0.4}
-HALF = {"identity": 0.7, "prompt": 0.35, "class": 0.5}
-CEILING, FLOOR = 0.9, 0.3
+BASE = {"identity": 0.5, "prompt": 0.4, "attributes": 0.2, "class": 0.4}
+HALF = {"identity": 0.7, "prompt": 0.35, "attributes": 0.05, "class": 0.5}
+CEILING, FLOORS = 0.9, {"prompt": 0.3, "attributes": 0.0}
 
 
 def test_a_fraction_is_limited_to_its_range() -> None:
@@ -13,21 +13,21 @@ def test_a_fraction_is_limited_to_its_range() -> None:
 
 
 def test_the_score_is_the_harmonic_mean_of_its_parts() -> None:
-    assert score(HALF, BASE, CEILING, FLOOR) == pytest.approx(
-        {"score": 3 / (1 / 0.5 + 1 / 0.5 + 1 / 0.8), "score/identity": 0.5, "score/prompt": 0.5, "score/class": 0.8}
-    )
+    parts = {"score/identity": 0.5, "score/prompt": 0.5, "score/attributes": 0.25, "score/class": 0.8}
+    mean = 4 / sum(1 / part for part in parts.values())
+    assert score(HALF, BASE, CEILING, FLOORS) == pytest.approx({"score": mean} | parts)
 
 
 def test_the_score_is_zero_as_soon_as_one_part_is() -> None:
-    assert score(HALF | {"class": CEILING}, BASE, CEILING, FLOOR)["score"] == 0
-    assert score(BASE, BASE, CEILING, FLOOR)["score"] == 0
+    assert score(HALF | {"class": CEILING}, BASE, CEILING, FLOORS)["score"] == 0
+    assert score(BASE, BASE, CEILING, FLOORS)["score"] == 0
 
 
 def test_a_part_with_a_range_too_short_to_tell_is_left_out() -> None:
-    near = BASE | {"prompt": FLOOR + MIN_RANGE / 2, "class": CEILING - MIN_RANGE / 2}
-    assert score(HALF, near, CEILING, FLOOR) == pytest.approx({"score": 0.5, "score/identity": 0.5})
-    assert score(HALF, BASE | {"identity": CEILING - MIN_RANGE / 2}, CEILING, FLOOR) == {}
+    near = BASE | {"prompt": 0.3 + MIN_RANGE / 2, "attributes": 0.0, "class": CEILING - MIN_RANGE / 2}
+    assert score(HALF, near, CEILING, FLOORS) == pytest.approx({"score": 0.5, "score/identity": 0.5})
+    assert score(HALF, BASE | {"identity": CEILING - MIN_RANGE / 2}, CEILING, FLOORS) == {}
 
 
 def test_what_is_not_measured_has_no_part() -> None:
-    assert set(score({"identity": 0.7}, {"identity": 0.5}, CEILING, None)) == {"score", "score/identity"}
+    assert set(score({"identity": 0.7}, {"identity": 0.5}, CEILING, {})) == {"score", "score/identity"}
