@@ -161,7 +161,7 @@ class Fidelity(Callback):
         decided_by = f"{METRICS['score'].compares} {names} {measurement.probes} {data.data_digests} {self.base}"
         measured_by = hashlib.sha256(decided_by.encode()).hexdigest()[:16]
         if self.measured_by not in ("", measured_by) and any("score" in row for row in self.history):
-            warn("earlier scores were measured with other prompts, images or encoders; they no longer count")
+            warn("earlier scores were measured with other prompts, images, encoders or parts; they no longer count")
             self.history = without_scores(self.history)
         self.measured_by = measured_by
 
