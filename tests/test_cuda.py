@@ -35,7 +35,8 @@ KINDS: dict[str, dict[str, Any]] = {
 CELLS = [
     ("bf16-mixed", "default"),
     *(pytest.param(*cell, marks=pytest.mark.slow) for cell in [
-        ("bf16-mixed", "8-bit"), ("32", "fused"), ("16-mixed", "pixels"), ("16-mixed", "fused")]),
+        ("bf16-mixed", "8-bit"), ("32", "fused"), ("16-mixed", "pixels"), ("16-mixed", "fused"),
+        ("bf16-mixed", "pixels")]),
 ]  # fmt: skip
 
 

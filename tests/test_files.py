@@ -147,7 +147,7 @@ def test_a_full_disk_ends_a_run_in_one_line(run: Run, capsys: pytest.CaptureFixt
     assert run(name="full", ckpt_path="last", trainer__max_steps=2).trainer.global_step == 2
 
 
-@pytest.mark.parametrize("size", [3_000, 12_000])
+@pytest.mark.parametrize("size", [3_000, 8_000, 12_000, 20_000])
 def test_a_disk_that_is_full_for_the_log_is_named_with_the_remedy(
     run: Run, capsys: pytest.CaptureFixture[str], size: int
 ) -> None:

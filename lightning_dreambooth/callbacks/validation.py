@@ -28,8 +28,8 @@ from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.evaluation.encoders import encoders_for
 from lightning_dreambooth.evaluation.fixed_noise_loss import STRATA, encode_fixed, fixed_noise_losses, round_robin
 from lightning_dreambooth.evaluation.history import MetricsRow, patience_ends, without_scores
-from lightning_dreambooth.evaluation.metrics import METRICS
 from lightning_dreambooth.evaluation.prompts import EvaluationPrompts, StatedPrompt
+from lightning_dreambooth.evaluation.score import PARTS
 from lightning_dreambooth.evaluation.tables import write_csv
 from lightning_dreambooth.inputs import expand
 from lightning_dreambooth.models.model_files import ModelFiles
@@ -158,7 +158,7 @@ class Fidelity(Callback):
     def _drop_other_scores(self, measurement: FidelityMeasurement, data: DreamBoothData) -> None:
         """Removes earlier scores by other prompts, images or encoders, which cannot be compared with new ones."""
         names = [encoder and encoder.name for encoder in self.encoders]
-        decided_by = f"{METRICS['score'].compares} {names} {measurement.probes} {data.data_digests} {self.base}"
+        decided_by = f"{PARTS} {names} {measurement.probes} {data.data_digests} {self.base}"
         measured_by = hashlib.sha256(decided_by.encode()).hexdigest()[:16]
         if self.measured_by not in ("", measured_by) and any("score" in row for row in self.history):
             warn("earlier scores were measured with other prompts, images, encoders or parts; they no longer count")

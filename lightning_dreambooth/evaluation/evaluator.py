@@ -15,7 +15,7 @@ from lightning_dreambooth.data.concepts import Concept
 from lightning_dreambooth.evaluation import metrics
 from lightning_dreambooth.evaluation.encoders import Encoder, Encoders
 from lightning_dreambooth.evaluation.prompts import Kind, Probe, plain_text
-from lightning_dreambooth.evaluation.score import score
+from lightning_dreambooth.evaluation.score import PARTS, score
 
 Embeddings = Mapping[str, Float[Tensor, "n d"]]  # of the same images, by `clip` and `dino`
 
@@ -161,7 +161,7 @@ class FidelityEvaluator:
 
     def _score(self, measured: Mapping[str, float], base: Mapping[str, float]) -> dict[str, float]:
         identity = self.names[self.identity_encoder]
-        names = {"identity": identity, "prompt": "clip_t", "attributes": "attributes", "class": self.names["pres"]}
+        names = dict(zip(PARTS, (identity, "clip_t", "attributes", self.names["pres"]), strict=True))
         ours, bases = (
             {part: values[name] for part, name in names.items() if name in values} for values in (measured, base)
         )

@@ -5,6 +5,7 @@ from statistics import harmonic_mean
 
 # In cosine: a part of the score with a shorter range would be noise, and is left out.
 MIN_RANGE = 0.02
+PARTS = ("identity", "prompt", "attributes", "class")
 
 
 def fraction_of_range(value: float, start: float, end: float) -> float:

@@ -61,7 +61,7 @@ def test_a_signal_before_training_ends_a_run_at_once(tmp_path: Path, number: sig
     assert f"stopped by {number.name}; what was written stays" in run.printed()
 
 
-@pytest.mark.parametrize(("number", "processes"), [(signal.SIGTERM, 1), (signal.SIGHUP, 2)])
+@pytest.mark.parametrize(("number", "processes"), [(signal.SIGINT, 1), (signal.SIGTERM, 2), (signal.SIGHUP, 2)])
 def test_a_signal_to_the_whole_group_ends_a_run_saved_with_all_its_workers(
     tmp_path: Path, number: signal.Signals, processes: int
 ) -> None:
@@ -102,7 +102,7 @@ def start(folder: Path, words: list[str], **options: Any) -> "subprocess.Popen[s
 
 @pytest.mark.parametrize(
     ("streams", "lines"),
-    [(("stdout",), 20), (("stdout", "stderr"), 1)],
+    [(("stdout",), 20), (("stderr",), 1), (("stdout", "stderr"), 1), (("stdout", "stderr"), 20)],
 )
 def test_a_run_whose_reader_goes_ends_saved(tmp_path: Path, streams: tuple[str, ...], lines: int) -> None:
     """As `2>&1 | head -1` does; the progress bar writes to standard output, class images are counted on the other."""

@@ -13,6 +13,7 @@ SECONDS = 30  # on a busy machine; a quiet one takes two, or fifteen for a worke
 
 FAULTS = {
     "every image is broken": (2, "cannot be read as an image (cannot identify image file"),
+    "every image is gone": (2, "cannot be read as an image ([Errno 2] No such file or directory"),
     "a worker is killed": (1, "a loader process has died (DataLoader worker"),
     "the run itself cannot go on": (1, "error: the disk is full"),
     "a worker is stopped": (1, "error: the disk is full"),

@@ -55,6 +55,9 @@ class Spoiler(Callback):
         if self.how == "every image is broken":
             for image in Path("girl").glob("*.png"):
                 image.write_bytes(b"x")
+        elif self.how == "every image is gone":
+            for image in Path("girl").glob("*.png"):
+                image.unlink()
         elif self.how == "a worker is killed":
             os.kill(active_children()[0].pid, signal.SIGKILL)
         elif self.how == "a worker is stopped":
