@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 from filelock import BaseFileLock, FileLock, Timeout
@@ -34,6 +34,11 @@ def rank() -> int:
 def any_rank(true_here: bool) -> bool:
     """Whether something is true on any process."""
     return any(gather_dict({str(rank()): true_here}).values())
+
+
+def of_first_rank(local: T) -> T:
+    """The first process's value, on every process: what two of them see of a disk that others write to may differ."""
+    return cast(T, gather_dict({"value": local} if rank() == 0 else {})["value"])
 
 
 def shard(items: Sequence[T]) -> Sequence[T]:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from lightning_dreambooth.data.images import write_png
 from lightning_dreambooth.diffusion.requests import ImageJob, Request, batches
 from lightning_dreambooth.diffusion.sampling import as_bytes, sample
-from lightning_dreambooth.distributed import any_rank, barrier, exclusive_folder, rank, shard
+from lightning_dreambooth.distributed import any_rank, exclusive_folder, of_first_rank, rank, shard
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 
@@ -81,13 +81,12 @@ def fill_folder(
     if not any_rank(bool(missing())):
         return
     with exclusive_folder(folder):
-        every, lacking = jobs(), missing()  # another run may have drawn some meanwhile
-        barrier()
+        every, lacking = of_first_rank((jobs(), missing()))  # another run may have drawn some meanwhile
         if lacking and rank() == 0:
             announce(lacking)
         writer.write(every, lacking, title)
-    if absent := [job.path for job in lacking if job.path and not job.path.is_file()]:
-        raise InputError(f"{absent[0]} was drawn on another node; name a folder that all nodes share")
+    if absent := missing():
+        raise InputError(f"{absent[0].path} was drawn on another node; name a folder that all nodes share")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
 from lightning_dreambooth.data.images import READER_VERSION, View, crop, read_image, square_box
-from lightning_dreambooth.distributed import any_rank, barrier, exclusive_folder, gather_dict, rank, shard
+from lightning_dreambooth.distributed import any_rank, exclusive_folder, gather_dict, of_first_rank, rank, shard
 from lightning_dreambooth.errors import InputError, TrainingError
 from lightning_dreambooth.files import replaced, sha256
 from lightning_dreambooth.models.conditioning import Conditioning, on_cpu, unstack
@@ -116,8 +116,7 @@ class LatentCache:
             raise InputError(f"{self._file(absent[0])} was written on another node; name a cache_dir that nodes share")
 
     def _encode(self, by_key: Mapping[str, tuple[Path, View]], encode: Encode, batch_size: int) -> None:
-        missing, keys = {*self._missing(by_key)}, list(by_key)
-        barrier()
+        missing, keys = {*of_first_rank(self._missing(by_key))}, list(by_key)
         # Batches of the whole list, as for images that are drawn: the last bit of an entry may depend on its batch.
         parts = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
         local = shard([part for part in parts if missing.intersection(part)])

@@ -34,15 +34,40 @@ def start(folder: Path, words: list[str], environment: Mapping[str, str] = {}, o
 
 def together(folder: Path, words: list[str], count: int = 2) -> "list[Run]":
     """Starts several processes that train together, as torchrun would."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     common = {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0",
         "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
     }  # fmt: skip
     words = [*words, f"--trainer.devices={count}", "--trainer.strategy=ddp"]
     return [start(folder, words, common | {"RANK": str(r), "LOCAL_RANK": str(r)}, f"output-{r}") for r in range(count)]
+
+
+def on_two_ranks(function: Callable[[Path, int], None], folder: Path) -> list[int]:
+    """Calls a function of a test with a folder and a rank, in two processes of one group; returns their exit codes."""
+    port = _free_port()
+    processes = [CONTEXT.Process(target=_in_group, args=(function, folder, rank, port)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(PATIENCE)
+        process.kill()
+        process.join()
+    return [process.exitcode for process in processes]
+
+
+def _in_group(function: Callable[[Path, int], None], folder: Path, rank: int, port: int) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    function(folder, rank)
+    torch.distributed.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 class Run:
