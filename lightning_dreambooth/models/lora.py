@@ -1,0 +1,97 @@
+"""LoRA: low-rank adapters of frozen weights (Hu et al. 2021, arXiv:2106.09685), by PEFT.
+
+An adapted weight is W + alpha / r * B A; with DoRA (Liu et al. 2024, arXiv:2402.09353) the norms of its rows are trained,
+too. A is drawn as a function of the seed, B begins at zero, so an untrained adapter changes nothing.
+"""
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from lightning_dreambooth import randomness
+
+ADAPTER = "default"
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj"]
+FEED_FORWARD = ["proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "fc1", "fc2"]
+CONVOLUTIONS = ["conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv"]
+TARGETS = {"attention": ATTENTION, "all": ATTENTION + FEED_FORWARD + CONVOLUTIONS}
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Adapters that are trained in place of the weights.
+
+    Args:
+        rank: Rank r of the update of each weight.
+        alpha: The update is scaled by alpha / r; null takes r.
+        targets: Layers with adapters: the projections of attention, or all linear layers and convolutions of blocks.
+        dora: Whether the norms of the adapted rows are trained too.
+    """
+
+    rank: int = 8
+    alpha: float | None = None
+    targets: Literal["attention", "all"] = "attention"
+    dora: bool = False
+
+
+def add_adapters(part: nn.Module, purpose: str, lora: Lora, seed: int) -> dict[str, nn.Parameter]:
+    """Puts adapters into a frozen part; returns their weights by name, which alone are trained."""
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.rank if lora.alpha is None else lora.alpha,  # type: ignore[arg-type]
+        target_modules=TARGETS[lora.targets], use_dora=lora.dora, init_lora_weights=True,
+    )  # fmt: skip
+    inject_adapter_in_model(config, part, ADAPTER)
+    for name, layer in adapted(part):
+        weight = layer.lora_A[ADAPTER].weight
+        drawn = randomness.normal(seed, f"lora {purpose}.{name}", [0], weight.shape)[0]
+        weight.data.copy_(drawn / lora.rank)
+    return {name: weight for name, weight in part.named_parameters() if weight.requires_grad}
+
+
+def adapted(part: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+    """The layers of a part that have adapters, by name."""
+    for name, layer in part.named_modules():
+        if isinstance(layer, LoraLayer):
+            yield name, layer
+
+
+@contextmanager
+def without_adapters(part: nn.Module) -> Iterator[None]:
+    """Inside the block, the part computes with its frozen weights alone."""
+    layers = [layer for _, layer in adapted(part)]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+@torch.no_grad()
+def fused(part: nn.Module) -> dict[str, Tensor]:
+    """The weights of a part by the names that it has without adapters, adapters added; nothing in it is changed."""
+    weights = {
+        name.replace(".base_layer", ""): value for name, value in part.state_dict().items() if ".lora_" not in name
+    }
+    for name, layer in adapted(part):
+        merged: Any = copy.deepcopy(layer)
+        merged.merge()
+        weights[f"{name}.weight"] = merged.get_base_layer().weight
+    return weights
+
+
+@torch.no_grad()
+def relative_change(part: nn.Module) -> Tensor:
+    """|W + update| against |W| over a whole part: |update| / |W|, as for weights that are trained themselves."""
+    base = sum(weight.float().square().sum() for name, weight in part.named_parameters() if ".lora_" not in name)
+    update = sum(layer.get_delta_weight(ADAPTER).float().square().sum() for _, layer in adapted(part))  # type: ignore[operator]
+    return (torch.as_tensor(update) / torch.as_tensor(base)).sqrt()
