@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import pytorch_lightning as pl
@@ -19,6 +20,7 @@ from lightning_dreambooth.diffusion.requests import ImageJob, Request
 from lightning_dreambooth.diffusion.sampling import sample
 from lightning_dreambooth.gradients import GradientRecord
 from lightning_dreambooth.models.base_model import BaseModel
+from lightning_dreambooth.models.lora import Lora, relative_change
 from lightning_dreambooth.models.model_files import ModelFiles
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 from lightning_dreambooth.models.tokens import TokenIds
@@ -36,6 +38,7 @@ class DreamBooth(pl.LightningModule):
         variant: Weight variant such as fp16; weights are trained in fp32 whatever the files hold.
         prior_weight: Weight lambda of the prior loss (Eq. 2); 0 trains without class images.
         train_text_encoder: Whether the text encoder is trained too.
+        lora: Adapters that are trained in place of the weights; null trains the weights.
         text_encoder_lr: Learning rate of the text encoder; null takes the optimizer's.
         text_encoder_stop_step: Optimizer step from which the text encoder no longer changes.
         optimizer: Optimizer of the trained weights.
@@ -58,6 +61,7 @@ class DreamBooth(pl.LightningModule):
         variant: str | None = None,
         prior_weight: float = 1.0,
         train_text_encoder: bool = False,
+        lora: Lora | None = None,
         text_encoder_lr: float | None = None,
         text_encoder_stop_step: int | None = None,
         optimizer: Callable[[Iterable[Any]], Optimizer] = lambda parameters: torch.optim.AdamW(
@@ -72,11 +76,13 @@ class DreamBooth(pl.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["optimizer"])
+        self.save_hyperparameters(ignore=["optimizer", "lora"])
+        self.hparams["lora"] = asdict(lora) if lora else None  # states hold plain values
         self.files = ModelFiles(pretrained, vae, revision, variant)
         self.base = BaseModel(self.files)
         self.prior_weight = prior_weight
         self.train_text_encoder = train_text_encoder
+        self.lora = lora
         self.learning_rates = {"text_encoder": text_encoder_lr}
         self.stop_steps = {"text_encoder": text_encoder_stop_step}
         self.optimizer = optimizer
@@ -108,7 +114,8 @@ class DreamBooth(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Takes the base model; `trained` then holds the weights to train, by part and name."""
         self.model = self.base.take()
-        self.trained = self.model.train_parts(self.train_text_encoder, self.gradient_checkpointing)
+        settings = (self.train_text_encoder, self.gradient_checkpointing, self.lora, self.seed)
+        self.trained = self.model.train_parts(*settings)
         if self.ema_decay is not None:
             self.ema = WeightAverage(self.trained, self.ema_decay)
         self.base_sample = {part: weight_sample(named) for part, named in self.trained.items()}
@@ -171,6 +178,8 @@ class DreamBooth(pl.LightningModule):
 
     def relative_changes(self) -> dict[str, Tensor]:
         """Relative change of each trained part from the base weights."""
+        if self.lora:
+            return {part: relative_change(getattr(self.model, part)) for part in self.trained}
         now = {part: weight_sample(named) for part, named in self.trained.items()}
         return {part: optimization.relative_change(now[part], self.base_sample[part].to(self.device)) for part in now}
 

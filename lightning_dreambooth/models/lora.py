@@ -5,7 +5,6 @@ too. A is drawn as a function of the seed, B begins at zero, so an untrained ada
 """
 
 import copy
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,8 +41,8 @@ class Lora:
     dora: bool = False
 
 
-def add_adapters(part: nn.Module, purpose: str, lora: Lora, seed: int) -> dict[str, nn.Parameter]:
-    """Puts adapters into a frozen part; returns their weights by name, which alone are trained."""
+def add_adapters(part: nn.Module, purpose: str, lora: Lora, seed: int) -> None:
+    """Puts adapters into a frozen part; they alone are trained."""
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.rank if lora.alpha is None else lora.alpha,  # type: ignore[arg-type]
         target_modules=TARGETS[lora.targets], use_dora=lora.dora, init_lora_weights=True,
@@ -53,7 +52,6 @@ def add_adapters(part: nn.Module, purpose: str, lora: Lora, seed: int) -> dict[s
         weight = layer.lora_A[ADAPTER].weight
         drawn = randomness.normal(seed, f"lora {purpose}.{name}", [0], weight.shape)[0]
         weight.data.copy_(drawn / lora.rank)
-    return {name: weight for name, weight in part.named_parameters() if weight.requires_grad}
 
 
 def adapted(part: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
@@ -82,16 +80,19 @@ def fused(part: nn.Module) -> dict[str, Tensor]:
     weights = {
         name.replace(".base_layer", ""): value for name, value in part.state_dict().items() if ".lora_" not in name
     }
-    for name, layer in adapted(part):
-        merged: Any = copy.deepcopy(layer)
-        merged.merge()
-        weights[f"{name}.weight"] = merged.get_base_layer().weight
-    return weights
+    return weights | {f"{name}.weight": _fused_weight(layer) for name, layer in adapted(part)}
+
+
+def _fused_weight(layer: LoraLayer) -> Tensor:
+    merged: Any = copy.deepcopy(layer)  # PEFT merges in place, and does not come back to the same bits
+    merged.merge()
+    weight: Tensor = merged.get_base_layer().weight
+    return weight
 
 
 @torch.no_grad()
 def relative_change(part: nn.Module) -> Tensor:
-    """|W + update| against |W| over a whole part: |update| / |W|, as for weights that are trained themselves."""
+    """|update| / |W| over a whole part, as for weights that are trained themselves."""
     base = sum(weight.float().square().sum() for name, weight in part.named_parameters() if ".lora_" not in name)
-    update = sum(layer.get_delta_weight(ADAPTER).float().square().sum() for _, layer in adapted(part))  # type: ignore[operator]
-    return (torch.as_tensor(update) / torch.as_tensor(base)).sqrt()
+    updates: list[Any] = [_fused_weight(layer) - layer.get_base_layer().weight for _, layer in adapted(part)]
+    return (sum(update.float().square().sum() for update in updates) / base).sqrt()

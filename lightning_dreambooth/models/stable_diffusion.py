@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 from lightning_dreambooth.models.attention import ShapeAwareAttention, attention_kernel
 from lightning_dreambooth.models.conditioning import Conditioning
 from lightning_dreambooth.models.configs import readable_model
+from lightning_dreambooth.models.lora import Lora, add_adapters, fused
 from lightning_dreambooth.models.model_files import ModelFiles
 from lightning_dreambooth.models.noise_schedule import load_noise_schedule
 from lightning_dreambooth.models.tokens import TokenIds, load_tokenizer, tokenize, without_repeats
@@ -112,18 +113,31 @@ class StableDiffusion(nn.Module):
         side = resolution_px // 2 ** (len(self.vae.config.block_out_channels) - 1)
         return (self.vae.config.latent_channels, side, side)
 
-    def train_parts(self, text_encoder: bool, checkpointing: bool) -> dict[str, dict[str, nn.Parameter]]:
-        """Prepares the UNet and, if chosen, the text encoder for training; returns their weights by part and name."""
+    def train_parts(
+        self, text_encoder: bool, checkpointing: bool, lora: Lora | None, seed: int
+    ) -> dict[str, dict[str, nn.Parameter]]:
+        """Prepares the UNet and, if chosen, the text encoder for training.
+
+        Returns:
+            What is trained, by part and name: their weights, or the adapters that they get.
+        """
         parts: dict[str, Any] = {"unet": self.unet}
         if text_encoder:
             parts["text_encoder"] = self.text_encoder
-        for part in parts.values():
-            part.requires_grad_(True).train()
+        for name, part in parts.items():
+            if lora is None:
+                part.requires_grad_(True)
+            else:
+                add_adapters(part, name, lora, seed)
+            part.train()
         if checkpointing:
             self.unet.enable_gradient_checkpointing()
             if text_encoder:
                 self.text_encoder.activation_checkpointing_enable()
-        return {name: dict(part.named_parameters()) for name, part in parts.items()}
+        return {
+            name: {key: weight for key, weight in part.named_parameters() if weight.requires_grad}
+            for name, part in parts.items()
+        }
 
     @contextmanager
     def without_dropout(self) -> Iterator[None]:
@@ -194,7 +208,7 @@ class StableDiffusion(nn.Module):
             config = {"_class_name": type(module).__name__, **config}
         _write_json(folder / "config.json", config)
         prefix = "text_model." if part == "text_encoder" else ""  # as in SD 1.5's files; all readers accept it
-        weights = {prefix + name: value.to("cpu", dtype).contiguous() for name, value in module.state_dict().items()}
+        weights = {prefix + name: value.to("cpu", dtype).contiguous() for name, value in fused(module).items()}
         save_file(weights, folder / weights_file(part, None), metadata={"format": "pt"})
 
     def _index(self) -> dict[str, object]:

@@ -1,0 +1,106 @@
+"""Adapters: what they compute, what is drawn and saved of them, and what other libraries read."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor, nn
+
+from lightning_dreambooth.models.lora import Lora, adapted, add_adapters, fused, relative_change, without_adapters
+from lightning_dreambooth.models.lora_files import lora_tensors, save_lora
+from lightning_dreambooth.models.model_files import ModelFiles
+from lightning_dreambooth.models.stable_diffusion import StableDiffusion
+
+KINDS = [Lora(4, 6.0, targets, dora) for targets, dora in itertools.product(("attention", "all"), (False, True))]
+each_kind = pytest.mark.parametrize("lora", KINDS, ids=lambda lora: f"{lora.targets}{'-dora' * lora.dora}")
+
+
+def parts_of(model: StableDiffusion) -> dict[str, nn.Module]:
+    return {"unet": model.unet, "text_encoder": model.text_encoder}
+
+
+def with_adapters(model: StableDiffusion, lora: Lora, seed: int = 0) -> StableDiffusion:
+    for name, part in parts_of(model).items():
+        add_adapters(part, name, lora, seed)
+    return model
+
+
+def trained(model: StableDiffusion, lora: Lora) -> StableDiffusion:
+    """With adapters that change the model."""
+    with_adapters(model, lora)
+    torch.manual_seed(0)
+    for part in parts_of(model).values():
+        for name, weight in part.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(weight, std=0.3)
+            elif "magnitude" in name:
+                weight.data *= 1.3
+    return model
+
+
+@torch.no_grad()
+def predict(model: StableDiffusion) -> Tensor:
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    return model.predict(noise, torch.tensor([10]), model.embed(model.tokenize(["a photo of sks girl"]))).clone()
+
+
+@each_kind
+def test_an_untrained_adapter_changes_nothing(model: StableDiffusion, lora: Lora) -> None:
+    before = predict(model)
+    assert torch.equal(predict(with_adapters(model, lora)), before)
+    assert relative_change(model.unet) == 0
+
+
+@each_kind
+def test_without_adapters_a_part_computes_what_its_base_does(model: StableDiffusion, lora: Lora) -> None:
+    before = predict(model)
+    trained(model, lora)
+    assert (predict(model) - before).abs().max() > 0.1
+    with without_adapters(model):
+        assert torch.equal(predict(model), before)
+
+
+@each_kind
+def test_fused_weights_compute_what_the_adapters_do(model: StableDiffusion, tiny_sd: Path, lora: Lora) -> None:
+    trained(model, lora)
+    expected = predict(model)
+    plain = StableDiffusion.load(ModelFiles(str(tiny_sd)))
+    for name, part in parts_of(plain).items():
+        before = {key: value.clone() for key, value in part.state_dict().items()}
+        part.load_state_dict(fused(parts_of(model)[name]))
+        moved = torch.cat([(value - before[key]).flatten() for key, value in part.state_dict().items()]).norm()
+        size = torch.cat([value.flatten() for value in before.values()]).norm()
+        assert relative_change(parts_of(model)[name]).item() == pytest.approx((moved / size).item(), rel=1e-4)
+    torch.testing.assert_close(predict(plain), expected, atol=1e-5, rtol=0)
+    assert torch.equal(predict(model), expected)  # fusing has changed nothing
+
+
+def test_only_adapters_are_trained_and_they_are_a_function_of_the_seed(tiny_sd: Path) -> None:
+    models = [with_adapters(StableDiffusion.load(ModelFiles(str(tiny_sd))), Lora(4), seed) for seed in (1, 1, 2)]
+    drawn = [lora_tensors(parts_of(model)) for model in models]
+    assert all(torch.equal(drawn[0][name], drawn[1][name]) for name in drawn[0])
+    downs = [name for name in drawn[0] if "lora_down" in name]
+    assert not any(torch.equal(drawn[0][name], drawn[2][name]) for name in downs)
+    assert len({drawn[0][name].flatten()[0].item() for name in downs}) == len(downs)
+    for part in parts_of(models[0]).values():
+        assert all((".lora_" in name) == weight.requires_grad for name, weight in part.named_parameters())
+        assert sum(1 for _ in adapted(part)) > 0
+
+
+@pytest.mark.parametrize("targets", ["attention", "all"])
+def test_diffusers_reads_every_key_of_a_file_and_computes_the_same(
+    model: StableDiffusion, tiny_sd: Path, tmp_path: Path, targets: str
+) -> None:
+    trained(model, Lora(4, 6.0, targets))
+    save_lora(parts_of(model), tmp_path / "lora.safetensors", torch.float32, {})
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_sd, low_cpu_mem_usage=False)
+    pipeline.load_lora_weights(str(tmp_path / "lora.safetensors"))
+    read = [layer for part in (pipeline.unet, pipeline.text_encoder) for _, layer in adapted(part)]
+    assert 3 * len(read) == len(lora_tensors(parts_of(model)))
+    ids = model.tokenize(["a photo of sks girl"]).values
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        theirs = pipeline.unet(noise, torch.tensor([10]), pipeline.text_encoder(ids)[0]).sample
+    torch.testing.assert_close(predict(model), theirs, atol=1e-5, rtol=0)
