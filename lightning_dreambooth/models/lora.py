@@ -1,7 +1,7 @@
 """LoRA: low-rank adapters of frozen weights (Hu et al. 2021, arXiv:2106.09685), by PEFT.
 
-An adapted weight is W + alpha / r * B A; with DoRA (Liu et al. 2024, arXiv:2402.09353) the norms of its rows are trained,
-too. A is drawn as a function of the seed, B begins at zero, so an untrained adapter changes nothing.
+An adapted weight is W + alpha / r * B A; with DoRA (Liu et al. 2024, arXiv:2402.09353) the norms of its rows are
+trained, too. A is drawn as a function of the seed, B begins at zero, so an untrained adapter changes nothing.
 """
 
 import copy

@@ -1,12 +1,16 @@
 """LoRA files: one safetensors in the key layout that diffusers, ComfyUI, kohya and AUTOMATIC1111 all read whole."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from diffusers.loaders import StableDiffusionLoraLoaderMixin as Loader
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.files import replaced
 from lightning_dreambooth.models.lora import ADAPTER, adapted
 
@@ -34,3 +38,42 @@ def save_lora(parts: Mapping[str, nn.Module], file: Path, dtype: torch.dtype, me
     tensors = {name: value.to(dtype) for name, value in lora_tensors(parts).items()}
     with replaced(file) as beside:
         save_file(tensors, beside, metadata={"format": "pt", **metadata})
+
+
+DOWN = re.compile(r"lora[_.](down|A)\b|lora_linear_layer\.down")  # one such key for each adapted layer, in any layout
+
+
+def read_lora(parts: Mapping[str, nn.Module], file: Path) -> None:
+    """Puts the adapters of a LoRA file into parts that have none; layouts of kohya, diffusers and PEFT are read.
+
+    Raises:
+        InputError: if it is no LoRA in safetensors, or not of this base.
+    """
+    layers = count_layers(file)
+    options = {"adapter_name": ADAPTER, "low_cpu_mem_usage": False}
+    try:
+        tensors, alphas, *_ = Loader.lora_state_dict(str(file), use_safetensors=True)
+        Loader.load_lora_into_unet(tensors, alphas, parts["unet"], **options)
+        Loader.load_lora_into_text_encoder(tensors, alphas, parts["text_encoder"], **options)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise InputError(f"{file} does not fit this base model ({str(error).splitlines()[0]})") from error
+    read = sum(1 for part in parts.values() for _ in adapted(part))
+    if read != layers:
+        raise InputError(f"{file} adapts {layers} layers, of which this base model has {read}; give the base it is for")
+
+
+def count_layers(file: Path) -> int:
+    """How many layers a LoRA file adapts.
+
+    Raises:
+        InputError: if it is not safetensors, or holds no LoRA.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            names = list(opened.keys())
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} cannot be read as safetensors ({error})") from error
+    layers = sum(bool(DOWN.search(name)) for name in names)
+    if not layers:
+        raise InputError(f"{file} holds no LoRA, whose keys end in lora_down or lora_A; give it as model.pretrained?")
+    return layers

@@ -6,10 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.models.lora import Lora, adapted, add_adapters, fused, relative_change, without_adapters
-from lightning_dreambooth.models.lora_files import lora_tensors, save_lora
+from lightning_dreambooth.models.lora_files import lora_tensors, read_lora, save_lora
 from lightning_dreambooth.models.model_files import ModelFiles
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 
@@ -104,3 +108,49 @@ def test_diffusers_reads_every_key_of_a_file_and_computes_the_same(
     with torch.no_grad():
         theirs = pipeline.unet(noise, torch.tensor([10]), pipeline.text_encoder(ids)[0]).sample
     torch.testing.assert_close(predict(model), theirs, atol=1e-5, rtol=0)
+
+
+def write_every_layout(model: StableDiffusion, folder: Path) -> list[Path]:
+    """The adapters of a model in the layouts that people have: ours, diffusers' old and new one, kohya's with `te1`."""
+    save_lora(parts_of(model), folder / "ours.safetensors", torch.float32, {})
+    unet, text = (get_peft_model_state_dict(part, adapter_name="default") for part in parts_of(model).values())
+    text = {f"text_model.{name}": value for name, value in text.items()}
+    write = StableDiffusionPipeline.save_lora_weights
+    write(folder, unet, text, weight_name="peft.safetensors")
+    old = [convert_state_dict_to_diffusers(tensors) for tensors in (unet, text)]
+    write(folder, *old, weight_name="diffusers.safetensors")
+    renamed = {name.replace("lora_te_", "lora_te1_"): value for name, value in lora_tensors(parts_of(model)).items()}
+    save_file(renamed, folder / "te1.safetensors")
+    return sorted(folder.glob("*.safetensors"))
+
+
+def test_a_file_of_any_layout_gives_the_adapters_back(model: StableDiffusion, tiny_sd: Path, tmp_path: Path) -> None:
+    trained(model, Lora(4, 4.0, "attention"))
+    files = write_every_layout(model, tmp_path)
+    assert len(files) == 4
+    for file in files:
+        other = StableDiffusion.load(ModelFiles(str(tiny_sd)))
+        read_lora(parts_of(other), file)
+        assert torch.equal(predict(other), predict(model)), file.name
+
+
+def test_a_file_that_is_no_lora_of_this_base_ends_in_one_line(
+    model: StableDiffusion, tiny_sd: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(b"junk")
+    with pytest.raises(InputError, match="cannot be read as safetensors"):
+        read_lora(parts_of(model), file)
+    save_file({"conv_in.weight": torch.zeros(1)}, file)
+    with pytest.raises(InputError, match="holds no LoRA"):
+        read_lora(parts_of(model), file)
+    trained(model, Lora(4))
+    tensors = lora_tensors(parts_of(model))
+    key = next(name for name in tensors if "lora_down" in name)
+    wrong = {"wider": {key: torch.zeros(4, 7)}, "unknown": {f"lora_unet_no_{key[10:]}": tensors[key].clone()}}
+    for name, tensor in wrong.items():
+        content = tensors | tensor
+        save_file(content, file)
+        with pytest.raises(InputError, match=r"does not fit|of which this base model has") as refused:
+            read_lora(parts_of(StableDiffusion.load(ModelFiles(str(tiny_sd)))), file)
+        assert "\n" not in str(refused.value), name
