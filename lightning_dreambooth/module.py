@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -18,9 +19,12 @@ from lightning_dreambooth.data.dataset import Batch, Moments, TrainingSetup
 from lightning_dreambooth.diffusion import objective
 from lightning_dreambooth.diffusion.requests import ImageJob, Request
 from lightning_dreambooth.diffusion.sampling import sample
+from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.gradients import GradientRecord
+from lightning_dreambooth.inputs import expand
 from lightning_dreambooth.models.base_model import BaseModel
 from lightning_dreambooth.models.lora import Lora, relative_change
+from lightning_dreambooth.models.lora_files import check_lora
 from lightning_dreambooth.models.model_files import ModelFiles
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 from lightning_dreambooth.models.tokens import TokenIds
@@ -38,7 +42,9 @@ class DreamBooth(pl.LightningModule):
         variant: Weight variant such as fp16; weights are trained in fp32 whatever the files hold.
         prior_weight: Weight lambda of the prior loss (Eq. 2); 0 trains without class images.
         train_text_encoder: Whether the text encoder is trained too.
-        lora: Adapters that are trained in place of the weights; null trains the weights.
+        lora: Adapters (LoRA) in place of the weights: their settings, or a LoRA file, of this program, kohya or
+            diffusers, which `fit` goes on from and other verbs draw with; null trains the weights.
+        lora_scale: Factor of what the adapters add; other than 1 only to draw and measure.
         text_encoder_lr: Learning rate of the text encoder; null takes the optimizer's.
         text_encoder_stop_step: Optimizer step from which the text encoder no longer changes.
         optimizer: Optimizer of the trained weights.
@@ -61,7 +67,8 @@ class DreamBooth(pl.LightningModule):
         variant: str | None = None,
         prior_weight: float = 1.0,
         train_text_encoder: bool = False,
-        lora: Lora | None = None,
+        lora: Lora | str | None = None,
+        lora_scale: float = 1.0,
         text_encoder_lr: float | None = None,
         text_encoder_stop_step: int | None = None,
         optimizer: Callable[[Iterable[Any]], Optimizer] = lambda parameters: torch.optim.AdamW(
@@ -77,12 +84,13 @@ class DreamBooth(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer", "lora"])
-        self.hparams["lora"] = asdict(lora) if lora else None  # states hold plain values
+        self.hparams["lora"] = asdict(lora) if isinstance(lora, Lora) else lora  # states hold plain values
         self.files = ModelFiles(pretrained, vae, revision, variant)
+        self.lora = Path(expand(lora)) if isinstance(lora, str) else lora
+        self.lora_scale = lora_scale
         self.base = BaseModel(self.files)
         self.prior_weight = prior_weight
         self.train_text_encoder = train_text_encoder
-        self.lora = lora
         self.learning_rates = {"text_encoder": text_encoder_lr}
         self.stop_steps = {"text_encoder": text_encoder_stop_step}
         self.optimizer = optimizer
@@ -101,10 +109,23 @@ class DreamBooth(pl.LightningModule):
 
     def check_training(self, trainer: pl.Trainer) -> None:
         """Raises InputError, before a model is loaded, if the warm-up is too long or the optimizer cannot step."""
+        if self.lora_scale != 1:
+            raise InputError(f"model.lora_scale is {self.lora_scale:g}, must be 1 for fit, which trains whole adapters")
         check_range("model.warmup_steps", self.warmup_steps, 0, trainer.max_steps, "it is part of trainer.max_steps")
         tried = trial.build(self.optimizer, trainer.strategy.root_device)
         trial.step(tried)
         optimization.check_clipping(tried, _scaler(trainer), trainer.gradient_clip_val)
+
+    def check_lora(self, training: bool) -> None:
+        """Raises InputError, before a model is loaded, if a LoRA file is not of this base, or not as it is trained."""
+        trained = {"unet", "text_encoder"} if self.train_text_encoder else {"unet"}
+        if isinstance(self.lora, Path):
+            check_lora(self.lora, self.files.folder, trained if training else None)
+
+    @property
+    def tuned_files(self) -> ModelFiles:
+        """Files of what is drawn before training: the base model with the adapters of a LoRA file, if there is one."""
+        return self.files.with_lora(self.lora, self.lora_scale) if isinstance(self.lora, Path) else self.files
 
     @property
     def training_setup(self) -> TrainingSetup:
@@ -114,8 +135,11 @@ class DreamBooth(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Takes the base model; `trained` then holds the weights to train, by part and name."""
         self.model = self.base.take()
-        settings = (self.train_text_encoder, self.gradient_checkpointing, self.lora, self.seed)
-        self.trained = self.model.train_parts(*settings)
+        settings = (self.train_text_encoder, self.gradient_checkpointing)
+        if self.lora is None:
+            self.trained = self.model.train_parts(*settings)
+        else:
+            self.trained = self.model.train_adapters(self.lora, *settings, self.lora_scale, self.seed)
         if self.ema_decay is not None:
             self.ema = WeightAverage(self.trained, self.ema_decay)
         self.base_sample = {part: weight_sample(named) for part, named in self.trained.items()}

@@ -7,6 +7,7 @@ from typing import Any
 from lightning_dreambooth.bounds import MAX_SEED, MAX_STEPS, check_above_zero, check_range
 from lightning_dreambooth.errors import InputError
 
+MAX_RANK = 1280  # the width of the widest layers of Stable Diffusion 1.x and 2.x
 FROZEN = "model.train_text_encoder: false does not train it"
 
 
@@ -20,6 +21,10 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     check_above_zero("model.snr_gamma", settings["snr_gamma"], "null switches the weighting off")
     check_above_zero("model.text_encoder_lr", settings["text_encoder_lr"], FROZEN)
     check_range("model.text_encoder_stop_step", settings["text_encoder_stop_step"], 1, MAX_STEPS, FROZEN)
+    check_range("model.lora_scale", settings["lora_scale"], 0, 10, "1 adds the adapters as they were trained")
+    if isinstance(settings["lora"], dict):
+        check_range("model.lora.rank", settings["lora"]["rank"], 1, MAX_RANK)
+        check_above_zero("model.lora.alpha", settings["lora"]["alpha"], "null takes the rank")
     decay = settings["ema_decay"]
     if decay is not None and not 0 < decay < 1:
         raise InputError(f"model.ema_decay is {decay}, must lie between 0 and 1; null keeps no average")

@@ -17,7 +17,7 @@ from lightning_dreambooth.evaluation.history import MetricsRow, best_first
 from lightning_dreambooth.files import check_room
 from lightning_dreambooth.module import DreamBooth
 from lightning_dreambooth.saving.checkpoint_io import RESUMES
-from lightning_dreambooth.saving.export import METRICS_FILE, export
+from lightning_dreambooth.saving.export import METRICS_FILE, ExportFormat, export
 from lightning_dreambooth.saving.order import EXPORTS, STATES, next_resumes, outdated
 from lightning_dreambooth.saving.runs import output_folder, step_name
 from lightning_dreambooth.saving.states import state_path
@@ -35,6 +35,7 @@ class Checkpointing(Callback):
             of later steps than the current one stay.
         keep_best: Number of exports with the highest `fidelity` scores to keep too; written when measured.
         dtype: Number format of the exported weights.
+        fused: Whether a run that trains adapters exports, besides the LoRA file, a diffusers folder with them fused.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Checkpointing(Callback):
         keep_exports: int = 2,
         keep_best: int = 1,
         dtype: Literal["float16", "float32"] = "float16",
+        fused: bool = False,
     ) -> None:
         counts = {"every_n_steps": every_n_steps, "keep_states": keep_states, "keep_exports": keep_exports}
         check_positive("checkpoint", counts | {"keep_best": keep_best})
@@ -51,7 +53,7 @@ class Checkpointing(Callback):
         self.keep_states = keep_states
         self.keep_exports = keep_exports
         self.keep_best = keep_best
-        self.dtype = getattr(torch, dtype)
+        self.form = ExportFormat(getattr(torch, dtype), fused)
         self.saved_step = 0
         self.resumes = 0
 
@@ -68,9 +70,10 @@ class Checkpointing(Callback):
         """Checks that the disk has room for a state and an export."""
         if trainer.is_global_zero:
             trained = sum(weight.numel() for named in pl_module.trained.values() for weight in named.values())
-            exported = sum(weight.numel() for weight in pl_module.model.parameters())
+            only_adapters = pl_module.lora is not None and not self.form.fused
+            exported = trained if only_adapters else sum(weight.numel() for weight in pl_module.model.parameters())
             copies = 3 if pl_module.ema is None else 4  # weights, Adam's two moments, average
-            check_room(output_folder(trainer), trained * copies * FLOAT32_BYTES + exported * self.dtype.itemsize)
+            check_room(output_folder(trainer), trained * copies * FLOAT32_BYTES + exported * self.form.dtype.itemsize)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Exports a resumed step if it is among the best but was measured only now, after a stop."""
@@ -114,7 +117,7 @@ class Checkpointing(Callback):
         if trainer.is_global_zero:
             data: DreamBoothData = trainer.datamodule  # type: ignore[attr-defined]
             folder, metrics = self._export_folder(trainer), self._metrics(trainer)
-            export(module, data, folder, self.dtype, metrics, self.resumes)
+            export(module, data, folder, self.form, metrics, self.resumes)
             self._prune(trainer)
 
     def _export_folder(self, trainer: pl.Trainer) -> Path:

@@ -1,5 +1,6 @@
 """The DreamBooth paper's benchmark of one subject, in `test`."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,6 @@ from lightning_dreambooth.evaluation.encoders import Encoders
 from lightning_dreambooth.evaluation.paper_protocol import IMAGES, RECORD, PaperTest
 from lightning_dreambooth.evaluation.prompts import strip_identifier
 from lightning_dreambooth.evaluation.tables import write_json
-from lightning_dreambooth.files import sha256
 from lightning_dreambooth.inputs import expand
 
 
@@ -75,15 +75,15 @@ class PaperBenchmark(Callback):
         self.batch_size = batch_size
 
     def prepare(
-        self, data: DreamBoothData, folder: Path, encoders: Encoders, state: Path | None, precision: str
+        self, data: DreamBoothData, folder: Path, encoders: Encoders, weights: Mapping[str, str | None], precision: str
     ) -> list[list[ImageJob]]:
         """Jobs of the images that are not drawn yet, in batches.
 
         Args:
-            data: Files of the model, resolution and identifier.
+            data: Resolution and identifier.
             folder: Folder of the test.
             encoders: The encoders that measure.
-            state: State whose weights replace the model's; None tests the model itself.
+            weights: Fingerprints of the model and of the state whose weights replace its.
             precision: The trainer's precision.
 
         Raises:
@@ -105,7 +105,7 @@ class PaperBenchmark(Callback):
         if encoders.clip:
             encoders.clip.check_texts(texts)
         record = {
-            "model": data.files.fingerprint, "state": state and sha256(state)[:16], "subject": subject.name,
+            **weights, "subject": subject.name,
             "identifier": identifier, "prompts": list(dict.fromkeys(prompts)), "seed": self.seeds[0],
             "images_per_prompt": len(self.seeds), "settings": asdict(self.settings), "batch_size": self.batch_size,
             "resolution_px": data.resolution_px, "precision": precision,

@@ -177,7 +177,7 @@ class Samples(Callback):
     ) -> None:  # fmt: skip
         """Writes each image with its request and its model."""
         for job, image in zip(batch, as_bytes(outputs).cpu(), strict=True):
-            write_job(self._in_folder(job), to_pil_image(image), pl_module.files.pretrained)
+            write_job(self._in_folder(job), to_pil_image(image), pl_module.tuned_files.name)
 
     def _in_folder(self, job: ImageJob) -> ImageJob:
         return job._replace(path=self.folder / str(job.path))

@@ -29,7 +29,7 @@ from lightning_dreambooth.data.checks import warn
 from lightning_dreambooth.data.image_jobs import ImageJobData
 from lightning_dreambooth.errors import InputError, Stopped
 from lightning_dreambooth.evaluation.tables import metrics_table
-from lightning_dreambooth.files import explained
+from lightning_dreambooth.files import explained, sha256
 from lightning_dreambooth.inputs import expand_given
 from lightning_dreambooth.saving.checkpoint_io import AtomicCheckpointIO
 from lightning_dreambooth.saving.runs import RUNS, default_name, is_first_process, locked, run_folder
@@ -183,7 +183,7 @@ class DreamBoothCLI(LightningCLI):
         job = self.job
         check_trainer(self.trainer)
         job.module.check_training(self.trainer)
-        self._check_base()
+        self._check_model()
         job.data.check()
         job.callbacks.samples.check(job.data)
         job.callbacks.fidelity.check(job.data)
@@ -191,11 +191,11 @@ class DreamBoothCLI(LightningCLI):
 
     def before_validate(self) -> None:
         """Checks the model, the images and the encoders."""
-        self._check_base()
+        self._check_model()
         job, fidelity = self.job, self.job.callbacks.fidelity
         if not fidelity.encoders.by_role:
             raise InputError("nothing to measure with: give fidelity.clip_model or fidelity.dino")
-        if fidelity.base is None and self.state_path is None:
+        if fidelity.base is None and self.state_path is None and job.module.tuned_files is job.module.files:
             warn("fidelity.base is not given, so the model is compared with itself: it has no drift and no score")
         job.data.check(training=False)
         fidelity.check(job.data)
@@ -204,15 +204,17 @@ class DreamBoothCLI(LightningCLI):
 
     def before_test(self) -> None:
         """Checks the model and the subject, and lists the images to draw."""
-        self._check_base()
+        self._check_model()
         job = self.job
         precision, encoders = str(self.trainer.precision), job.callbacks.fidelity.encoders
-        batches = job.callbacks.benchmark.prepare(job.data, self.folder, encoders, self.state_path, precision)
+        state = sha256(self.state_path)[:16] if self.state_path else None
+        weights = {"model": job.module.tuned_files.fingerprint, "state": state}
+        batches = job.callbacks.benchmark.prepare(job.data, self.folder, encoders, weights, precision)
         self.image_jobs = ImageJobData(batches, job.data.resolution_px)
 
     def before_predict(self) -> None:
         """Checks the prompts, and lists the images to draw."""
-        self._check_base()
+        self._check_model()
         job = self.job
         batches = job.callbacks.samples.predict_batches()
         job.callbacks.samples.check(job.data)
@@ -223,7 +225,8 @@ class DreamBoothCLI(LightningCLI):
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         return kwargs if subcommand == "fit" else kwargs | {"datamodule": self.image_jobs}
 
-    def _check_base(self) -> None:
+    def _check_model(self) -> None:
+        self.job.module.check_lora(training=self.subcommand == "fit")
         if self.state_path is not None:
             check_base(self.state_path, self.trained_from, self.job.data.files.fingerprint)
 

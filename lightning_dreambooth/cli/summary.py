@@ -7,6 +7,7 @@ from pytorch_lightning.callbacks import Callback, Timer
 from lightning_dreambooth.callbacks.samples import SAMPLES
 from lightning_dreambooth.cli.job import Job
 from lightning_dreambooth.evaluation.history import best_first, describe_choice, share_of_training
+from lightning_dreambooth.saving.export import lora_name
 from lightning_dreambooth.saving.order import EXPORTS, newest_first
 from lightning_dreambooth.saving.runs import RUNS, step_name
 
@@ -30,7 +31,7 @@ def fit_summary(job: Job, folder: Path, seconds: float) -> str:
     moved = ", ".join(f"{part} moved {float(change):.2%}" for part, change in job.module.relative_changes().items())
     lines.append(
         f"{folder.name}: {steps} steps in {minutes} min {rest} s, last loss {float(loss):.4f}, {moved}; "
-        f"images in {folder / SAMPLES}, log: tensorboard --logdir {RUNS}, pipeline in {_pipeline(job, folder)}"
+        f"images in {folder / SAMPLES}, log: tensorboard --logdir {RUNS}, {_exported(job, folder)}"
     )
     return "\n".join(lines)
 
@@ -44,7 +45,8 @@ def _limit(job: Job) -> str:
     return MAX_TIME if any(seconds is not None and seconds <= 0 for seconds in left) else "fidelity.patience"
 
 
-def _pipeline(job: Job, folder: Path) -> Path:
-    """The export of the best step that was exported, else the newest one."""
+def _exported(job: Job, folder: Path) -> str:
+    """Where the export of the best step that was exported lies, else that of the newest one."""
     best = [folder / EXPORTS / step_name(row["step"]) for row in best_first(job.callbacks.fidelity.history)]
-    return next((export for export in best if export.is_dir()), newest_first(folder / EXPORTS)[0].path)
+    chosen = next((export for export in best if export.is_dir()), newest_first(folder / EXPORTS)[0].path)
+    return f"pipeline in {chosen}" if job.module.lora is None else f"LoRA in {chosen / lora_name(chosen)}"

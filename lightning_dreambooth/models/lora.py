@@ -42,7 +42,7 @@ class Lora:
 
 
 def add_adapters(part: nn.Module, purpose: str, lora: Lora, seed: int) -> None:
-    """Puts adapters into a frozen part; they alone are trained."""
+    """Puts adapters into a frozen part. Their A is a function of `seed` and of `purpose`, a name for the part."""
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.rank if lora.alpha is None else lora.alpha,  # type: ignore[arg-type]
         target_modules=TARGETS[lora.targets], use_dora=lora.dora, init_lora_weights=True,
@@ -54,11 +54,22 @@ def add_adapters(part: nn.Module, purpose: str, lora: Lora, seed: int) -> None:
         weight.data.copy_(drawn / lora.rank)
 
 
-def adapted(part: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of a part with adapters belongs to them, by its name."""
+    return ".lora_" in name
+
+
+def adapted(part: nn.Module) -> Iterator[tuple[str, Any]]:
     """The layers of a part that have adapters, by name."""
     for name, layer in part.named_modules():
         if isinstance(layer, LoraLayer):
             yield name, layer
+
+
+def scale_adapters(part: nn.Module, scale: float) -> None:
+    """Multiplies what the adapters of a part add."""
+    for _, layer in adapted(part):
+        layer.scale_layer(scale)
 
 
 @contextmanager
@@ -78,13 +89,21 @@ def without_adapters(part: nn.Module) -> Iterator[None]:
 def fused(part: nn.Module) -> dict[str, Tensor]:
     """The weights of a part by the names that it has without adapters, adapters added; nothing in it is changed."""
     weights = {
-        name.replace(".base_layer", ""): value for name, value in part.state_dict().items() if ".lora_" not in name
+        name.replace(".base_layer", ""): value for name, value in part.state_dict().items() if not is_adapter(name)
     }
     return weights | {f"{name}.weight": _fused_weight(layer) for name, layer in adapted(part)}
 
 
-def _fused_weight(layer: LoraLayer) -> Tensor:
-    merged: Any = copy.deepcopy(layer)  # PEFT merges in place, and does not come back to the same bits
+@torch.no_grad()
+def fuse(part: nn.Module) -> None:
+    """Adds the adapters of a part to its weights and removes them."""
+    for name, layer in [*adapted(part)]:
+        layer.merge()
+        part.set_submodule(name, layer.get_base_layer())
+
+
+def _fused_weight(layer: Any) -> Tensor:
+    merged = copy.deepcopy(layer)  # PEFT merges in place, and does not come back to the same bits
     merged.merge()
     weight: Tensor = merged.get_base_layer().weight
     return weight
@@ -93,6 +112,6 @@ def _fused_weight(layer: LoraLayer) -> Tensor:
 @torch.no_grad()
 def relative_change(part: nn.Module) -> Tensor:
     """|update| / |W| over a whole part, as for weights that are trained themselves."""
-    base = sum(weight.float().square().sum() for name, weight in part.named_parameters() if ".lora_" not in name)
-    updates: list[Any] = [_fused_weight(layer) - layer.get_base_layer().weight for _, layer in adapted(part)]
+    base = sum(weight.float().square().sum() for name, weight in part.named_parameters() if not is_adapter(name))
+    updates = [_fused_weight(layer) - layer.get_base_layer().weight for _, layer in adapted(part)]
     return (sum(update.float().square().sum() for update in updates) / base).sqrt()

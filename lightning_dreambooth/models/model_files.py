@@ -18,6 +18,7 @@ from lightning_dreambooth.models.weight_files import (
     count,
     find_weights,
     fingerprint,
+    scaled_fingerprint,
     variants,
     weights_file,
 )
@@ -111,15 +112,29 @@ class ModelFiles:
         vae: Hub id or folder of a VAE that replaces the model's.
         revision: Git revision of a hub model.
         variant: Weight variant such as fp16.
+        lora: LoRA file whose adapters are added to the weights.
+        lora_scale: Factor of what they add.
     """
 
     def __init__(
-        self, pretrained: str, vae: str | None = None, revision: str | None = None, variant: str | None = None
-    ) -> None:
+        self, pretrained: str, vae: str | None = None, revision: str | None = None, variant: str | None = None,
+        lora: Path | None = None, lora_scale: float = 1.0,
+    ) -> None:  # fmt: skip
         self.pretrained = expand(pretrained)
         self.vae = expand_given(vae)
         self.revision = revision
         self.variant = variant
+        self.lora = lora
+        self.lora_scale = lora_scale
+
+    def with_lora(self, lora: Path, scale: float) -> "ModelFiles":
+        """The same model with the adapters of a LoRA file."""
+        return ModelFiles(self.pretrained, self.vae, self.revision, self.variant, lora, scale)
+
+    @property
+    def name(self) -> str:
+        """What a person calls the model: its hub id or folder and, if there is one, its LoRA."""
+        return f"{self.pretrained} with {self.lora.name} at {self.lora_scale:g}" if self.lora else self.pretrained
 
     @cached_property
     def folder(self) -> Path:
@@ -170,7 +185,8 @@ class ModelFiles:
     @property
     def fingerprint(self) -> str:
         """Identifies the weights, 16 hex digits: class images and states record it."""
-        return fingerprint(*self._files)
+        base = fingerprint(*self._files)
+        return scaled_fingerprint(base, self.lora, self.lora_scale) if self.lora else base
 
     @property
     def parameters(self) -> int:

@@ -5,7 +5,7 @@ Ranges: images come in as bytes 0 ... 255 and go out in [0, 1]; latents carry th
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from transformers.utils import logging as transformers_logging
 from lightning_dreambooth.models.attention import ShapeAwareAttention, attention_kernel
 from lightning_dreambooth.models.conditioning import Conditioning
 from lightning_dreambooth.models.configs import readable_model
-from lightning_dreambooth.models.lora import Lora, add_adapters, fused
+from lightning_dreambooth.models.lora import Lora, adapted, add_adapters, fuse, fused, is_adapter, scale_adapters
+from lightning_dreambooth.models.lora_files import read_lora
 from lightning_dreambooth.models.model_files import ModelFiles
 from lightning_dreambooth.models.noise_schedule import load_noise_schedule
 from lightning_dreambooth.models.tokens import TokenIds, load_tokenizer, tokenize, without_repeats
@@ -59,13 +60,17 @@ class StableDiffusion(nn.Module):
 
     @classmethod
     def load(cls, files: ModelFiles) -> "StableDiffusion":
-        """Loads all parts, frozen, in fp32 and evaluation mode.
+        """Loads all parts, frozen, in fp32 and evaluation mode; the adapters of a LoRA are added to the weights.
 
         Raises:
-            InputError: if configs and weights do not belong together.
+            InputError: if configs and weights do not belong together, or the LoRA is not of this base.
         """
         with readable_model(files.folder):
-            return cls._load(files)
+            model = cls._load(files)
+        if files.lora:
+            for part in model.read_lora(files.lora, files.lora_scale).values():
+                fuse(part)
+        return model.eval().requires_grad_(False)
 
     @classmethod
     def _load(cls, files: ModelFiles) -> "StableDiffusion":
@@ -83,7 +88,7 @@ class StableDiffusion(nn.Module):
             **shared,
         )
         vae = AutoencoderKL.from_pretrained(files.vae_folder, variant=variant["vae"], **options)
-        model = cls(
+        return cls(
             unet=_with_all_weights(*unet),
             text_encoder=_with_all_weights(*text_encoder),  # type: ignore[misc]
             vae=_with_all_weights(*vae),
@@ -91,7 +96,23 @@ class StableDiffusion(nn.Module):
             scheduler=load_noise_schedule(folder),
             folder=folder,
         )
-        return model.eval().requires_grad_(False)
+
+    @property
+    def trainable(self) -> dict[str, nn.Module]:
+        """The parts that can be trained, by name."""
+        return {"unet": self.unet, "text_encoder": self.text_encoder}
+
+    def read_lora(self, file: Path, scale: float) -> dict[str, nn.Module]:
+        """Puts the adapters of a file into the parts; returns those that the file adapts, by name.
+
+        Raises:
+            InputError: if it is no LoRA in safetensors, or not of this base.
+        """
+        read_lora(self.trainable, file)
+        parts = {name: part for name, part in self.trainable.items() if any(adapted(part))}
+        for part in parts.values():
+            scale_adapters(part, scale)
+        return parts
 
     @property
     def device(self) -> torch.device:
@@ -113,26 +134,50 @@ class StableDiffusion(nn.Module):
         side = resolution_px // 2 ** (len(self.vae.config.block_out_channels) - 1)
         return (self.vae.config.latent_channels, side, side)
 
-    def train_parts(
-        self, text_encoder: bool, checkpointing: bool, lora: Lora | None, seed: int
-    ) -> dict[str, dict[str, nn.Parameter]]:
+    def train_parts(self, text_encoder: bool, checkpointing: bool) -> dict[str, dict[str, nn.Parameter]]:
         """Prepares the UNet and, if chosen, the text encoder for training.
 
         Returns:
-            What is trained, by part and name: their weights, or the adapters that they get.
+            Their weights, by part and name.
         """
-        parts: dict[str, Any] = {"unet": self.unet}
-        if text_encoder:
-            parts["text_encoder"] = self.text_encoder
-        for name, part in parts.items():
-            if lora is None:
-                part.requires_grad_(True)
-            else:
+        parts = {name: part for name, part in self.trainable.items() if name == "unet" or text_encoder}
+        for part in parts.values():
+            part.requires_grad_(True)
+        return self._to_train(parts, checkpointing)
+
+    def train_adapters(
+        self, lora: Lora | Path, text_encoder: bool, checkpointing: bool, scale: float, seed: int
+    ) -> dict[str, dict[str, nn.Parameter]]:
+        """Puts adapters into the UNet and, if chosen, the text encoder, or into the parts that a file adapts.
+
+        Args:
+            lora: Settings of new adapters, or a LoRA file.
+            text_encoder: Whether the text encoder gets new adapters, too.
+            checkpointing: Trades time for memory.
+            scale: Factor of what the adapters add.
+            seed: New adapters are a function of it.
+
+        Returns:
+            The adapters, by part and name.
+        """
+        if isinstance(lora, Path):
+            parts = self.read_lora(lora, scale)
+        else:
+            parts = {name: part for name, part in self.trainable.items() if name == "unet" or text_encoder}
+            for name, part in parts.items():
                 add_adapters(part, name, lora, seed)
+                scale_adapters(part, scale)
+        for part in parts.values():
+            for name, weight in part.named_parameters():
+                weight.requires_grad_(is_adapter(name))
+        return self._to_train(parts, checkpointing)
+
+    def _to_train(self, parts: Mapping[str, nn.Module], checkpointing: bool) -> dict[str, dict[str, nn.Parameter]]:
+        for part in parts.values():
             part.train()
         if checkpointing:
             self.unet.enable_gradient_checkpointing()
-            if text_encoder:
+            if "text_encoder" in parts:
                 self.text_encoder.activation_checkpointing_enable()
         return {
             name: {key: weight for key, weight in part.named_parameters() if weight.requires_grad}

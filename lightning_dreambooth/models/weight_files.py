@@ -92,3 +92,8 @@ def count(files: Sequence[Path]) -> int:
 def fingerprint(*files: Path) -> str:
     """SHA-256 of files, 16 hex digits: equal files have the same fingerprint wherever they lie."""
     return hashlib.sha256(b"".join(bytes.fromhex(sha256(file)) for file in files)).hexdigest()[:16]
+
+
+def scaled_fingerprint(base: str, lora: Path, scale: float) -> str:
+    """Identifies weights of a fingerprint to which the adapters of a file are added, 16 hex digits."""
+    return hashlib.sha256(f"{base} {sha256(lora)} {scale:g}".encode()).hexdigest()[:16]

@@ -1,6 +1,7 @@
-"""Export of a trained model: a diffusers folder with a model card and its metrics."""
+"""Export of a trained model: a diffusers folder or a LoRA file, with a model card and its metrics."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -8,63 +9,66 @@ from lightning_dreambooth.datamodule import DreamBoothData
 from lightning_dreambooth.evaluation.history import MetricsRow
 from lightning_dreambooth.evaluation.tables import write_json
 from lightning_dreambooth.files import replaced
+from lightning_dreambooth.models.lora_files import save_lora
+from lightning_dreambooth.models.model_files import ModelFiles
 from lightning_dreambooth.module import DreamBooth
+from lightning_dreambooth.saving.card import lora_metadata, model_card
 from lightning_dreambooth.saving.checkpoint_io import RESUMES
 from lightning_dreambooth.saving.order import RECORD
+from lightning_dreambooth.saving.reading_back import check_folder, check_lora_file
 
 METRICS_FILE = "validation.json"
+LORA_FILE = "{}-lora.safetensors"  # with the name of the run
+
+
+class ExportFormat(NamedTuple):
+    """How weights are exported.
+
+    Attributes:
+        dtype: Number format of the weights.
+        fused: Whether a run that trains adapters also writes a diffusers folder with them added to the weights.
+    """
+
+    dtype: torch.dtype
+    fused: bool
 
 
 def export(
-    module: DreamBooth, data: DreamBoothData, folder: Path, dtype: torch.dtype, metrics: MetricsRow, resumes: int
+    module: DreamBooth, data: DreamBoothData, folder: Path, form: ExportFormat, metrics: MetricsRow, resumes: int
 ) -> None:
-    """Writes the (averaged) weights of a run atomically, as a Stable Diffusion pipeline folder.
+    """Writes the (averaged) weights of a run atomically: as a pipeline folder, or as a LoRA file in a folder.
 
     `metrics` are those of this step, empty if nothing was measured; `resumes` counts how often the run was resumed.
+
+    Raises:
+        TrainingError: if writing fails, or diffusers does not read back from a LoRA run what the module computes.
     """
     with replaced(folder) as beside, module.averaged():
-        module.model.save(beside, dtype)
+        if module.lora is None:
+            module.model.save(beside, form.dtype)
+        else:
+            _write_adapters(module, data, beside, lora_name(folder), form)
         write_json(beside / RECORD, {"step": module.global_step, RESUMES: resumes})
-        (beside / "README.md").write_text(model_card(module, data, folder, metrics), encoding="utf-8")
+        card = model_card(module, data, folder, metrics, lora_name(folder))
+        (beside / "README.md").write_text(card, encoding="utf-8")
         if metrics:
             write_json(beside / METRICS_FILE, metrics)
 
 
-def model_card(module: DreamBooth, data: DreamBoothData, folder: Path, metrics: MetricsRow) -> str:
-    """The model card: Markdown with the front matter that model hubs read."""
-    concepts = "\n".join(
-        f"- `{concept.instance_prompt}`: {len(images.instances)} instance images"
-        + (f", with {len(images.classes)} class images of `{concept.class_prompt}`" if images.classes else "")
-        for concept, images in zip(data.concepts, data.dataset.concepts, strict=True)
-    )
-    trained = " and ".join(name.replace("_", " ").replace("unet", "UNet") for name in module.trained)
-    prompt, base, vae = data.concepts[0].instance_prompt, module.files.pretrained, module.files.vae
-    measured = "".join(f"| {name} | {value:.3f} |\n" for name, value in metrics.items() if name != "step")
-    return f"""---
-base_model: {base}
-library_name: diffusers
-pipeline_tag: text-to-image
-tags: [stable-diffusion, dreambooth, lightning-dreambooth]
----
-# {folder.parent.parent.name}, step {module.global_step}
+def _write_adapters(module: DreamBooth, data: DreamBoothData, folder: Path, name: str, form: ExportFormat) -> None:
+    save_lora(module.model.trainable, folder / name, form.dtype, lora_metadata(module, data, Path(name).stem))
+    check_lora_file(module, folder / name, data.concepts[0].instance_prompt)
+    if form.fused:
+        module.model.save(folder, form.dtype)
+        check_folder(module, folder, data.concepts[0].instance_prompt)
 
-{base} fine-tuned with DreamBooth (arXiv:2208.12242), {trained} trained:
 
-{concepts}
+def lora_name(export_folder: Path) -> str:
+    """Name of the LoRA file in an export of a run that trains adapters."""
+    return LORA_FILE.format(export_folder.parent.parent.name)
 
-| | |
-|---|---|
-| optimizer steps | {module.global_step} |
-| samples per step | {data.batch_size * module.trainer.accumulate_grad_batches * module.trainer.world_size} |
-| resolution | {data.resolution_px} px |
-| prior weight | {module.prior_weight} |
-| VAE | {vae or "the base model's"} |
-| moving average | {module.ema_decay or "none"} |
-| seed | {module.seed} |
-{measured}
-```python
-from diffusers import StableDiffusionPipeline
-pipeline = StableDiffusionPipeline.from_pretrained("{folder}")
-pipeline("{prompt}", height={data.resolution_px}, width={data.resolution_px}).images[0]
-```
-"""
+
+def exported_files(base: ModelFiles, export_folder: Path) -> ModelFiles:
+    """Files of the model in an export: its diffusers folder, or the base model with its LoRA file."""
+    lora = export_folder / lora_name(export_folder)
+    return base.with_lora(lora, 1.0) if lora.is_file() else ModelFiles(str(export_folder))

@@ -93,7 +93,8 @@ def render_settings(study: Study, job: Job, folder: Path) -> RenderSettings:
     """How the images of a variant are drawn."""
     accelerator, precision = str(job.config["trainer"]["accelerator"]), str(job.trainer.precision)
     batch_size = study.spec.sampling.batch_size
-    return RenderSettings(job.data.resolution_px, precision, accelerator, batch_size, str(folder / "images"))
+    images = str(folder / "images")
+    return RenderSettings(job.data.resolution_px, precision, accelerator, batch_size, images, job.module.files)
 
 
 def check_figures(study: Study, variant: str, job: Job) -> None:

@@ -55,14 +55,15 @@ def room_for_fit(job: Job) -> int:
     """Bytes on disk that a finished fit leaves: its exports, since a study removes its states."""
     checkpointing = job.callbacks.checkpointing
     exports = checkpointing.keep_exports + checkpointing.keep_best
-    return exports * job.data.files.parameters * checkpointing.dtype.itemsize
+    return exports * job.data.files.parameters * checkpointing.form.dtype.itemsize
 
 
 def timing_key(job: Job) -> tuple[object, ...]:
     """Everything that the time of a step depends on; variants with equal keys are timed once."""
     data, module, trainer = job.data, job.module, job.trainer
-    rows = (_rows(job), trainer.accumulate_grad_batches, module.gradient_checkpointing)
-    return data.files.pretrained, data.resolution_px, str(trainer.precision), module.train_text_encoder, *rows
+    trained = (module.train_text_encoder, module.lora, module.gradient_checkpointing)
+    rows = (_rows(job), trainer.accumulate_grad_batches)
+    return data.files.pretrained, data.resolution_px, str(trainer.precision), *trained, *rows
 
 
 def time_job(job: Job, batch_size: int) -> tuple[float, float]:

@@ -24,6 +24,7 @@ from lightning_dreambooth.errors import InputError, TrainingError
 from lightning_dreambooth.evaluation.dreambench import Subject
 from lightning_dreambooth.evaluation.tables import read_json, write_json
 from lightning_dreambooth.files import sha256
+from lightning_dreambooth.saving.export import lora_name
 from lightning_dreambooth.saving.order import EXPORTS, STATES, newest_first
 from lightning_dreambooth.saving.runs import RUNS
 from lightning_dreambooth.study.variants import Variant
@@ -86,7 +87,7 @@ def build_fit(study: str, variant: Variant, seed: int, job: Job) -> Fit:
     del decided_by["model"]["seed"]  # part of the name already
     decided_by |= {
         "dtype": job.config["checkpoint"]["dtype"],
-        "base": job.data.files.fingerprint,
+        "base": job.module.tuned_files.fingerprint,
         "concepts": [asdict(concept) for concept in job.data.concepts],
         "data_digests": data_digests(concept_images(job.data.concepts, 0)),
     }
@@ -168,5 +169,8 @@ def benchmark_folder(fit: Fit, job: Job, subject: Subject) -> Path:
 
 def do_test(fit: Fit, run: Path, argv: Sequence[str]) -> None:
     """Runs the paper's protocol for a fit."""
-    model = [f"--model.pretrained={fit.export}", "--model.vae=null", "--model.revision=null", "--model.variant=null"]
-    run_and_record(run, "test", [*fit.argv, *model, f"--name={run.relative_to(RUNS)}", *argv])
+    lora = fit.export / lora_name(fit.export)
+    folder = {"pretrained": fit.export, "vae": "null", "revision": "null", "variant": "null"}
+    model = {"lora": lora} if lora.is_file() else folder
+    words = [f"--model.{key}={value}" for key, value in model.items()]
+    run_and_record(run, "test", [*fit.argv, *words, f"--name={run.relative_to(RUNS)}", *argv])

@@ -16,6 +16,7 @@ from lightning_dreambooth.diffusion.requests import Request, requests_for
 from lightning_dreambooth.evaluation.dreambench import Subject, read_subject
 from lightning_dreambooth.models.model_files import ModelFiles
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
+from lightning_dreambooth.saving.export import exported_files
 from lightning_dreambooth.study.cost import Cost, fit_cost
 from lightning_dreambooth.study.fits import Fit, benchmark_folder, do_fit, do_test, finished
 from lightning_dreambooth.study.reading import Study
@@ -42,13 +43,21 @@ class Task(NamedTuple):
 
 
 class RenderSettings(NamedTuple):
-    """How the images of a variant's figures are drawn, besides their requests, and where they are stored."""
+    """How the images of a variant's figures are drawn, besides their requests, and where they are stored.
+
+    `base` are the files of the base model, which fits that train adapters need.
+    """
 
     resolution_px: int
     precision: str
     accelerator: str
     batch_size: int
     folder: str
+    base: ModelFiles
+
+    def files(self, fit: Fit) -> ModelFiles:
+        """Files of the model of a finished fit."""
+        return exported_files(self.base, fit.export)
 
     def store(self, files: ModelFiles) -> ImageStore:
         """The image store of a model."""
@@ -63,7 +72,7 @@ def variant_requests(study: Study, variant: str) -> list[Request]:
 
 def image_paths(fit: Fit, requests: Sequence[Request], settings: RenderSettings) -> list[Path]:
     """Paths of the images of a fit, drawn or not."""
-    store = settings.store(ModelFiles(str(fit.export)))
+    store = settings.store(settings.files(fit))
     return [store.path(request) for request in requests]
 
 
@@ -73,7 +82,7 @@ def draw_images(fit: Fit, requests: Sequence[Request], settings: RenderSettings)
         accelerator=settings.accelerator, devices=1, precision=settings.precision, logger=False,  # type: ignore[arg-type]
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    files = ModelFiles(str(fit.export))
+    files = settings.files(fit)
     load = cache(lambda: StableDiffusion.load(files).to(trainer.strategy.root_device))
     with trainer.precision_plugin.forward_context():
         settings.store(files).fill(requests, load, "images of the figures")

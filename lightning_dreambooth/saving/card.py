@@ -1,0 +1,99 @@
+"""What an export says about itself: the model card, and the metadata of a LoRA file."""
+
+from pathlib import Path
+
+from lightning_dreambooth.datamodule import DreamBoothData
+from lightning_dreambooth.evaluation.history import MetricsRow
+from lightning_dreambooth.models.lora import ADAPTER, Lora, adapted
+from lightning_dreambooth.models.stable_diffusion import StableDiffusion
+from lightning_dreambooth.module import DreamBooth
+
+FOLDER = """\
+pipeline = StableDiffusionPipeline.from_pretrained("{folder}")
+"""
+LORA = """\
+pipeline = StableDiffusionPipeline.from_pretrained("{base}")
+pipeline.load_lora_weights("{folder}", weight_name="{lora}")
+"""
+
+
+def model_card(module: DreamBooth, data: DreamBoothData, folder: Path, metrics: MetricsRow, lora: str) -> str:
+    """The model card: Markdown with the front matter that model hubs read."""
+    concepts = "\n".join(
+        f"- `{concept.instance_prompt}`: {len(images.instances)} instance images"
+        + (f", with {len(images.classes)} class images of `{concept.class_prompt}`" if images.classes else "")
+        for concept, images in zip(data.concepts, data.dataset.concepts, strict=True)
+    )
+    trained = " and ".join(name.replace("_", " ").replace("unet", "UNet") for name in module.trained)
+    prompt, base, vae = data.concepts[0].instance_prompt, module.files.pretrained, module.files.vae
+    measured = "".join(f"| {name} | {value:.3f} |\n" for name, value in metrics.items() if name != "step")
+    load = (LORA if module.lora else FOLDER).format(base=base, folder=folder, lora=lora)
+    return f"""---
+base_model: {base}
+library_name: diffusers
+pipeline_tag: text-to-image
+tags: [stable-diffusion, dreambooth, lightning-dreambooth{", lora" if module.lora else ""}]
+---
+# {folder.parent.parent.name}, step {module.global_step}
+
+{base} fine-tuned with DreamBooth (arXiv:2208.12242), {"adapters of " if module.lora else ""}{trained} trained:
+
+{concepts}
+
+| | |
+|---|---|
+| optimizer steps | {module.global_step} |
+| samples per step | {data.batch_size * module.trainer.accumulate_grad_batches * module.trainer.world_size} |
+| resolution | {data.resolution_px} px |
+| prior weight | {module.prior_weight} |
+| adapters | {_adapters(module)} |
+| VAE | {vae or "the base model's"} |
+| moving average | {module.ema_decay or "none"} |
+| seed | {module.seed} |
+{measured}
+```python
+from diffusers import StableDiffusionPipeline
+{load}pipeline("{prompt}", height={data.resolution_px}, width={data.resolution_px}).images[0]
+```
+"""
+
+
+def _adapters(module: DreamBooth) -> str:
+    if not isinstance(module.lora, Lora):
+        return f"those of {module.lora.name}, trained further" if module.lora else "none: all weights"
+    alpha = module.lora.rank if module.lora.alpha is None else module.lora.alpha
+    return f"{'DoRA' if module.lora.dora else 'LoRA'}, rank {module.lora.rank}, alpha {alpha:g}, {module.lora.targets}"
+
+
+def architecture(model: StableDiffusion) -> str:
+    """The model's name in ModelSpec."""
+    if model.text_encoder.config.hidden_size < 1024:
+        return "stable-diffusion-v1"
+    return "stable-diffusion-v2-768-v" if model.prediction_type == "v_prediction" else "stable-diffusion-v2-512"
+
+
+def lora_metadata(module: DreamBooth, data: DreamBoothData, title: str) -> dict[str, str]:
+    """Metadata of a LoRA file, by the keys that kohya (`ss_`) and Stability's ModelSpec 1.0.0 (`modelspec.`) define.
+
+    Nothing in it tells of the machine: a base model that is a folder is named without the path to it.
+    """
+    layer = next(layer for part in module.model.trainable.values() for _, layer in adapted(part))
+    rank, scale, side = layer.r[ADAPTER], layer.scaling[ADAPTER], data.resolution_px
+    return {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"{architecture(module.model)}/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": title,
+        "modelspec.resolution": f"{side}x{side}",
+        "modelspec.prediction_type": {"epsilon": "epsilon", "v_prediction": "v"}[module.model.prediction_type],
+        "modelspec.trigger_phrase": ", ".join(concept.instance_prompt for concept in data.concepts),
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": f"{scale * rank:g}",
+        "ss_base_model_version": "sd_v2" if architecture(module.model).startswith("stable-diffusion-v2") else "sd_v1",
+        "ss_sd_model_name": Path(module.files.pretrained).name,
+        "ss_output_name": title,
+        "ss_steps": str(module.global_step),
+        "ss_seed": str(module.seed),
+        "ss_resolution": f"({side}, {side})",
+    }
