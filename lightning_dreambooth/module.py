@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -45,6 +45,8 @@ class DreamBooth(pl.LightningModule):
         lora: Adapters (LoRA) in place of the weights: their settings, or a LoRA file, of this program, kohya or
             diffusers, which `fit` goes on from and other verbs draw with; null trains the weights.
         lora_scale: Factor of what the adapters add; other than 1 only to draw and measure.
+        base_dtype: Number format of the frozen weights under adapters; bfloat16 takes half the memory, and needs
+            trainer.precision bf16-mixed.
         text_encoder_lr: Learning rate of the text encoder; null takes the optimizer's.
         text_encoder_stop_step: Optimizer step from which the text encoder no longer changes.
         optimizer: Optimizer of the trained weights.
@@ -69,6 +71,7 @@ class DreamBooth(pl.LightningModule):
         train_text_encoder: bool = False,
         lora: Lora | str | None = None,
         lora_scale: float = 1.0,
+        base_dtype: Literal["float32", "bfloat16"] = "float32",
         text_encoder_lr: float | None = None,
         text_encoder_stop_step: int | None = None,
         optimizer: Callable[[Iterable[Any]], Optimizer] = lambda parameters: torch.optim.AdamW(
@@ -88,6 +91,7 @@ class DreamBooth(pl.LightningModule):
         self.files = ModelFiles(pretrained, vae, revision, variant)
         self.lora = Path(expand(lora)) if isinstance(lora, str) else lora
         self.lora_scale = lora_scale
+        self.base_dtype: torch.dtype = getattr(torch, base_dtype)
         self.base = BaseModel(self.files)
         self.prior_weight = prior_weight
         self.train_text_encoder = train_text_encoder
@@ -116,8 +120,13 @@ class DreamBooth(pl.LightningModule):
         trial.step(tried)
         optimization.check_clipping(tried, _scaler(trainer), trainer.gradient_clip_val)
 
-    def check_lora(self, training: bool) -> None:
-        """Raises InputError, before a model is loaded, if a LoRA file is not of this base, or not as it is trained."""
+    def check_lora(self, training: bool, precision: str) -> None:
+        """Raises InputError, before a model is loaded, if a LoRA file is not of this base, or not as it is trained.
+
+        Or if the trainer's precision cannot compute with the number format of the frozen weights.
+        """
+        if self.base_dtype != torch.float32 and precision != "bf16-mixed":
+            raise InputError(f"model.base_dtype bfloat16 needs trainer.precision bf16-mixed; it is {precision}")
         trained = {"unet", "text_encoder"} if self.train_text_encoder else {"unet"}
         if isinstance(self.lora, Path):
             check_lora(self.lora, self.files.folder, trained if training else None)
@@ -140,6 +149,7 @@ class DreamBooth(pl.LightningModule):
             self.trained = self.model.train_parts(*settings)
         else:
             self.trained = self.model.train_adapters(self.lora, *settings, self.lora_scale, self.seed)
+            self.model.freeze_in(self.base_dtype)
         if self.ema_decay is not None:
             self.ema = WeightAverage(self.trained, self.ema_decay)
         self.base_sample = {part: weight_sample(named) for part, named in self.trained.items()}

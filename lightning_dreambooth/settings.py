@@ -22,6 +22,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     check_above_zero("model.text_encoder_lr", settings["text_encoder_lr"], FROZEN)
     check_range("model.text_encoder_stop_step", settings["text_encoder_stop_step"], 1, MAX_STEPS, FROZEN)
     check_range("model.lora_scale", settings["lora_scale"], 0, 10, "1 adds the adapters as they were trained")
+    if settings["base_dtype"] != "float32" and settings["lora"] is None:
+        raise InputError(f"model.base_dtype is {settings['base_dtype']}, which only model.lora can train on")
     if isinstance(settings["lora"], dict):
         check_range("model.lora.rank", settings["lora"]["rank"], 1, MAX_RANK)
         check_above_zero("model.lora.alpha", settings["lora"]["alpha"], "null takes the rank")

@@ -38,22 +38,23 @@ def kill(run: forked.Run, folder: Path, chance: random.Random, longest: float, w
     return caught
 
 
+@pytest.mark.parametrize("adapters", [[], ["--model.lora.rank=4"]], ids=["all weights", "lora"])
 def test_a_killed_run_ends_as_one_that_was_never_killed(
-    tmp_path: Path, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch, adapters: list[str]
 ) -> None:
     kills, seed = pytestconfig.getoption("--times"), random.randrange(2**32)
     chance = random.Random(seed)
     tiny.stable_diffusion(tmp_path / "tiny")
     tiny.images(tmp_path / "girl", 5)
-    assert forked.start(tmp_path, ["fit", *WORDS, "--name=warm"]).wait() == 0
+    assert forked.start(tmp_path, ["fit", *WORDS, *adapters, "--name=warm"]).wait() == 0
     began = time.monotonic()
-    assert forked.start(tmp_path, ["fit", *WORDS, "--name=whole"]).wait() == 0
+    assert forked.start(tmp_path, ["fit", *WORDS, *adapters, "--name=whole"]).wait() == 0
     longest = time.monotonic() - began
     for path in (*(tmp_path / "class").iterdir(), *(tmp_path / "cache").iterdir()):
         path.unlink()
 
     elsewhere = {"TMPDIR": "/dev/shm"} if Path("/dev/shm").is_dir() else {}  # another file system than the run's
-    words = ["fit", *WORDS, "--name=killed", "--ckpt_path=last"]
+    words = ["fit", *WORDS, *adapters, "--name=killed", "--ckpt_path=last"]
     happened = {"killed": 0, "while writing": 0, "ended before": 0}
     while happened["killed"] < kills:
         run = forked.start(tmp_path, words, elsewhere if chance.random() < 0.5 else {})

@@ -63,6 +63,25 @@ def test_stopping_and_resuming_equals_never_stopping(
     assert_same(whole, parts)
 
 
+LORA = {"model__lora__rank": 4, "model__optimizer": ADAM, "model__optimizer__lr": 1e-2}
+DORA = LORA | {
+    "model__lora__dora": True, "model__lora__targets": "all", "model__base_dtype": "bfloat16",
+    "trainer__precision": "bf16-mixed", "model__optimizer": ADAM_8BIT, "model__gradient_checkpointing": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("adapters", [LORA, pytest.param(DORA, marks=pytest.mark.slow)], ids=["lora", "dora"])
+def test_adapters_are_resumed_as_if_they_had_never_been_stopped(run: Run, adapters: dict[str, object]) -> None:
+    settings = SETTINGS | adapters | {"fidelity__losses_every_n_steps": 3}
+    run(**settings, name="whole")
+    stopped(run, STOPS[0], **settings, name="parts")
+    stopped(run, STOPS[2], **settings, name="parts", ckpt_path="last")
+    run(**settings, name="parts", ckpt_path="last")
+    whole = left_behind("whole")
+    assert all(".lora_" in name or name.startswith("ema.") for name in whole["state_dict"])
+    assert_same(whole, left_behind("parts"))
+
+
 @pytest.mark.slow
 def test_dropout_is_the_same_after_resuming_and_off_while_drawing(run: Run, tiny_sd: Path) -> None:
     shutil.copytree(tiny_sd, "dropping")

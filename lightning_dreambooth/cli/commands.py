@@ -226,7 +226,7 @@ class DreamBoothCLI(LightningCLI):
         return kwargs if subcommand == "fit" else kwargs | {"datamodule": self.image_jobs}
 
     def _check_model(self) -> None:
-        self.job.module.check_lora(training=self.subcommand == "fit")
+        self.job.module.check_lora(self.subcommand == "fit", str(self.trainer.precision))
         if self.state_path is not None:
             check_base(self.state_path, self.trained_from, self.job.data.files.fingerprint)
 

@@ -103,7 +103,8 @@ def fuse(part: nn.Module) -> None:
 
 
 def _fused_weight(layer: Any) -> Tensor:
-    merged = copy.deepcopy(layer)  # PEFT merges in place, and does not come back to the same bits
+    # A copy, because PEFT merges in place and does not come back to the same bits; in fp32, which keeps small updates.
+    merged = copy.deepcopy(layer).float()
     merged.merge()
     weight: Tensor = merged.get_base_layer().weight
     return weight

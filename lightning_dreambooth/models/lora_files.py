@@ -1,6 +1,7 @@
 """LoRA files: one safetensors in the key layout that diffusers, ComfyUI, kohya and AUTOMATIC1111 all read whole."""
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +42,7 @@ def lora_tensors(parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
                 key = PEFT[part] + name
                 norms = layer.lora_magnitude_vector[ADAPTER].weight
                 tensors |= {f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up * layer.scaling[ADAPTER]}
-                tensors[f"{key}.lora_magnitude_vector"] = norms
+                tensors[f"{key}.lora_magnitude_vector.weight"] = norms
             else:
                 key = KOHYA[part] + name.replace(".", "_")
                 tensors |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
@@ -67,6 +68,8 @@ def read_lora(parts: Mapping[str, Any], file: Path) -> None:
     try:
         with quiet():
             tensors, alphas, *_ = Loader.lora_state_dict(str(file), use_safetensors=True)
+            # As PEFT's readers accept it; transformers does not take it without the last word.
+            tensors = {re.sub(r"(lora_magnitude_vector)$", r"\1.weight", name): tensors[name] for name in tensors}
             Loader.load_lora_into_unet(tensors, alphas, parts["unet"], **options)
             Loader.load_lora_into_text_encoder(tensors, alphas, parts["text_encoder"], **options)
     except Exception as error:  # the libraries may raise anything on names and shapes that they do not expect
@@ -103,7 +106,9 @@ def check_lora(file: Path, base: Path, trained: set[str] | None) -> None:
         unet = UNet2DConditionModel.from_config(read_config(base / "unet/config.json"))
         text_encoder = CLIPTextModel(CLIPTextConfig.from_dict(read_config(base / "text_encoder/config.json")))
     parts = {"unet": unet, "text_encoder": text_encoder}
-    read_lora(parts, file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, for each weight that it does not copy to the meta device
+        read_lora(parts, file)
     found = {name for name, part in parts.items() if any(adapted(part))}
     if trained is not None and found != trained:
         stated = str("text_encoder" in found).lower()

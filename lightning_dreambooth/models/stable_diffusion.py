@@ -184,6 +184,16 @@ class StableDiffusion(nn.Module):
             for name, part in parts.items()
         }
 
+    def freeze_in(self, dtype: torch.dtype) -> None:
+        """Stores the frozen weights of linear layers and convolutions of UNet and text encoder in a number format.
+
+        Norms and biases stay in fp32: they are few, and autocast computes norms in fp32.
+        """
+        for part in self.trainable.values():
+            for layer in part.modules():
+                if isinstance(layer, nn.Linear | nn.Conv2d) and not layer.weight.requires_grad:
+                    layer.weight.data = layer.weight.data.to(dtype)
+
     @contextmanager
     def without_dropout(self) -> Iterator[None]:
         """Switches dropout off inside the block, as for drawing, also in the parts that are trained."""

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
@@ -16,7 +17,7 @@ def left_behind(name: str) -> dict[str, object]:
         curves.pop(timed)
     files = [*folder.glob("samples/*.png"), *folder.glob("validation/*.png"), folder / "validation.csv"]
     images = {str(path.relative_to(folder)): path.read_bytes() for path in files}
-    exported = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("exports/step-000006/unet/*"))}
+    exported = {path.parent.name: load_file(path) for path in folder.rglob("exports/step-000006/**/*.safetensors")}
     saved = ("state_dict", "optimizer_states", "lr_schedulers", "DreamBoothData", "global_step")
     grids = [event.step for event in log.Images("samples")]
     return {key: state[key] for key in saved} | {

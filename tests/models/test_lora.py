@@ -8,12 +8,20 @@ import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lightning_dreambooth.errors import InputError
-from lightning_dreambooth.models.lora import Lora, adapted, add_adapters, fused, relative_change, without_adapters
-from lightning_dreambooth.models.lora_files import lora_tensors, read_lora, save_lora
+from lightning_dreambooth.models.lora import (
+    Lora,
+    adapted,
+    add_adapters,
+    fused,
+    relative_change,
+    scale_adapters,
+    without_adapters,
+)
+from lightning_dreambooth.models.lora_files import check_lora, lora_tensors, read_lora, save_lora
 from lightning_dreambooth.models.model_files import ModelFiles
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 
@@ -67,6 +75,27 @@ def test_without_adapters_a_part_computes_what_its_base_does(model: StableDiffus
 
 
 @each_kind
+@pytest.mark.parametrize("scale", [0.0, 0.7, 1.0])
+def test_a_file_is_added_to_the_weights_at_a_scale(
+    model: StableDiffusion, tiny_sd: Path, tmp_path: Path, lora: Lora, scale: float
+) -> None:
+    plain = predict(model)
+    trained(model, lora)
+    save_lora(parts_of(model), tmp_path / "lora.safetensors", torch.float32, {})
+    base = ModelFiles(str(tiny_sd))
+    files = base.with_lora(tmp_path / "lora.safetensors", scale)
+    loaded = StableDiffusion.load(files)
+    assert not any(any(adapted(part)) or part.training for part in parts_of(loaded).values())
+    for part in parts_of(model).values():
+        scale_adapters(part, scale)
+    torch.testing.assert_close(predict(loaded), predict(model), atol=1e-5, rtol=0)
+    if scale == 0 and not lora.dora:
+        torch.testing.assert_close(predict(loaded), plain, atol=1e-5, rtol=0)
+    fingerprints = {each.fingerprint for each in (base, files, base.with_lora(tmp_path / "lora.safetensors", 0.5))}
+    assert len(fingerprints) == 3
+
+
+@each_kind
 def test_fused_weights_compute_what_the_adapters_do(model: StableDiffusion, tiny_sd: Path, lora: Lora) -> None:
     trained(model, lora)
     expected = predict(model)
@@ -81,28 +110,34 @@ def test_fused_weights_compute_what_the_adapters_do(model: StableDiffusion, tiny
     assert torch.equal(predict(model), expected)  # fusing has changed nothing
 
 
-def test_only_adapters_are_trained_and_they_are_a_function_of_the_seed(tiny_sd: Path) -> None:
+@pytest.mark.parametrize("text_encoder", [False, True])
+def test_only_adapters_are_trained(model: StableDiffusion, text_encoder: bool) -> None:
+    by_part = model.train_adapters(Lora(4), text_encoder, False, 1.0, 0)
+    assert list(by_part) == ["unet", "text_encoder"][: 1 + text_encoder]
+    for name, weight in model.named_parameters():
+        part, _, key = name.partition(".")
+        assert weight.requires_grad == (key in by_part.get(part, {})) == (".lora_" in name)
+
+
+def test_adapters_are_a_function_of_the_seed(tiny_sd: Path) -> None:
     models = [with_adapters(StableDiffusion.load(ModelFiles(str(tiny_sd))), Lora(4), seed) for seed in (1, 1, 2)]
     drawn = [lora_tensors(parts_of(model)) for model in models]
     assert all(torch.equal(drawn[0][name], drawn[1][name]) for name in drawn[0])
     downs = [name for name in drawn[0] if "lora_down" in name]
     assert not any(torch.equal(drawn[0][name], drawn[2][name]) for name in downs)
     assert len({drawn[0][name].flatten()[0].item() for name in downs}) == len(downs)
-    for part in parts_of(models[0]).values():
-        assert all((".lora_" in name) == weight.requires_grad for name, weight in part.named_parameters())
-        assert sum(1 for _ in adapted(part)) > 0
 
 
-@pytest.mark.parametrize("targets", ["attention", "all"])
+@each_kind
 def test_diffusers_reads_every_key_of_a_file_and_computes_the_same(
-    model: StableDiffusion, tiny_sd: Path, tmp_path: Path, targets: str
+    model: StableDiffusion, tiny_sd: Path, tmp_path: Path, lora: Lora
 ) -> None:
-    trained(model, Lora(4, 6.0, targets))
+    trained(model, lora)
     save_lora(parts_of(model), tmp_path / "lora.safetensors", torch.float32, {})
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_sd, low_cpu_mem_usage=False)
     pipeline.load_lora_weights(str(tmp_path / "lora.safetensors"))
     read = [layer for part in (pipeline.unet, pipeline.text_encoder) for _, layer in adapted(part)]
-    assert 3 * len(read) == len(lora_tensors(parts_of(model)))
+    assert 3 * len(read) == len(lora_tensors(parts_of(model)))  # A, B, and alpha or the norms
     ids = model.tokenize(["a photo of sks girl"]).values
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -144,6 +179,9 @@ def test_a_file_that_is_no_lora_of_this_base_ends_in_one_line(
     save_file({"conv_in.weight": torch.zeros(1)}, file)
     with pytest.raises(InputError, match="holds no LoRA"):
         read_lora(parts_of(model), file)
+    save_file({"lora_unet_x.lora_down.weight": torch.zeros(1), "lora_unet_x.dora_scale": torch.zeros(1)}, file)
+    with pytest.raises(InputError, match="is a DoRA in kohya's layout"):
+        read_lora(parts_of(model), file)
     trained(model, Lora(4))
     tensors = lora_tensors(parts_of(model))
     key = next(name for name in tensors if "lora_down" in name)
@@ -152,5 +190,38 @@ def test_a_file_that_is_no_lora_of_this_base_ends_in_one_line(
         content = tensors | tensor
         save_file(content, file)
         with pytest.raises(InputError, match=r"does not fit|of which this base model has") as refused:
-            read_lora(parts_of(StableDiffusion.load(ModelFiles(str(tiny_sd)))), file)
+            check_lora(file, tiny_sd, None)
         assert "\n" not in str(refused.value), name
+        with pytest.raises(InputError, match=r"does not fit|of which this base model has"):
+            read_lora(parts_of(StableDiffusion.load(ModelFiles(str(tiny_sd)))), file)
+
+
+def test_names_in_a_file_are_those_that_kohya_and_comfyui_look_for(model: StableDiffusion, tmp_path: Path) -> None:
+    """As in networks/lora.py of kohya-ss/sd-scripts and comfy/lora.py of ComfyUI, for Stable Diffusion 1.x."""
+    trained(model, Lora(4, 6.0, "all"))
+    save_lora(parts_of(model), tmp_path / "lora.safetensors", torch.float16, {"modelspec.title": "x"})
+    tensors = load_file(tmp_path / "lora.safetensors")
+    layers = {name.partition(".")[0] for name in tensors}
+    assert {name.partition(".")[2] for name in tensors} == {"lora_down.weight", "lora_up.weight", "alpha"}
+    assert {
+        "lora_te_text_model_encoder_layers_0_self_attn_out_proj",
+        "lora_te_text_model_encoder_layers_1_mlp_fc1", "lora_unet_down_blocks_0_attentions_0_proj_in",
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_out_0",
+        "lora_unet_mid_block_attentions_0_transformer_blocks_0_ff_net_0_proj", "lora_unet_mid_block_resnets_0_conv1",
+        "lora_unet_down_blocks_0_downsamplers_0_conv",
+    } <= layers  # fmt: skip
+    key = "lora_unet_mid_block_resnets_0_conv1"
+    assert torch.equal(tensors[f"{key}.alpha"], torch.tensor(6.0))
+    assert tensors[f"{key}.lora_down.weight"].shape[0] == tensors[f"{key}.lora_up.weight"].shape[1] == 4
+    assert tensors[f"{key}.lora_down.weight"].dtype == torch.float16
+
+
+def test_a_file_is_checked_against_the_parts_that_are_trained(
+    model: StableDiffusion, tiny_sd: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "unet.safetensors"
+    save_lora({"unet": trained(model, Lora(4)).unet}, file, torch.float32, {})
+    check_lora(file, tiny_sd, None)
+    check_lora(file, tiny_sd, {"unet"})
+    with pytest.raises(InputError, match=r"adapts unet; set model.train_text_encoder to false"):
+        check_lora(file, tiny_sd, {"unet", "text_encoder"})
