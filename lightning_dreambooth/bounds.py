@@ -17,6 +17,11 @@ def check_range(key: str, value: Number | None, low: Number, high: Number = math
     raise InputError(f"{key} is {value}, must {bounds}{remedy and '; '}{remedy}")
 
 
+def check_lora_scale(key: str, value: float) -> None:
+    """Raises InputError unless a number can multiply what adapters add."""
+    check_range(key, value, 0, 10, "1 adds the adapters as they were trained")
+
+
 def check_above_zero(key: str, value: Number | None, remedy: str) -> None:
     """Raises InputError unless a number is finite and above 0; None is allowed."""
     if value is not None and not 0 < value < math.inf:

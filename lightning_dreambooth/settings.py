@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_dreambooth.bounds import MAX_SEED, MAX_STEPS, check_above_zero, check_range
+from lightning_dreambooth.bounds import MAX_SEED, MAX_STEPS, check_above_zero, check_lora_scale, check_range
 from lightning_dreambooth.errors import InputError
 
 MAX_RANK = 1280  # the width of the widest layers of Stable Diffusion 1.x and 2.x
@@ -21,7 +21,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     check_above_zero("model.snr_gamma", settings["snr_gamma"], "null switches the weighting off")
     check_above_zero("model.text_encoder_lr", settings["text_encoder_lr"], FROZEN)
     check_range("model.text_encoder_stop_step", settings["text_encoder_stop_step"], 1, MAX_STEPS, FROZEN)
-    check_range("model.lora_scale", settings["lora_scale"], 0, 10, "1 adds the adapters as they were trained")
+    check_lora_scale("model.lora_scale", settings["lora_scale"])
     if settings["base_dtype"] != "float32" and settings["lora"] is None:
         raise InputError(f"model.base_dtype is {settings['base_dtype']}, which only model.lora can train on")
     if isinstance(settings["lora"], dict):

@@ -68,7 +68,7 @@ def lora_name(export_folder: Path) -> str:
     return LORA_FILE.format(export_folder.parent.parent.name)
 
 
-def exported_files(base: ModelFiles, export_folder: Path) -> ModelFiles:
-    """Files of the model in an export: its diffusers folder, or the base model with its LoRA file."""
+def exported_files(base: ModelFiles, export_folder: Path, lora_scale: float) -> ModelFiles:
+    """Files of the model in an export: its diffusers folder, or the base model with its LoRA file at a scale."""
     lora = export_folder / lora_name(export_folder)
-    return base.with_lora(lora, 1.0) if lora.is_file() else ModelFiles(str(export_folder))
+    return base.with_lora(lora, lora_scale) if lora.is_file() else ModelFiles(str(export_folder))

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
@@ -104,8 +105,12 @@ def check_figures(study: Study, variant: str, job: Job) -> None:
         InputError: if they cannot be measured.
     """
     encoders, quality = job.callbacks.fidelity.encoders, study.spec.quality
-    prompts = [(request.prompt, request.settings.negative_prompt) for request in variant_requests(study, variant)]
-    check_lengths([prompt for pair in prompts for prompt in pair], job.data.tokenizer)
+    by_scale = variant_requests(study, variant)
+    requests = list(chain(*by_scale.values()))
+    prompts = [prompt for request in requests for prompt in (request.prompt, request.settings.negative_prompt)]
+    check_lengths(prompts, job.data.tokenizer)
+    if job.module.lora is None and (scaled := [scale for scale in by_scale if scale != 1]):
+        raise InputError(f"a figure draws it at lora_scale {scaled[0]:g}, but it trains no adapters; give model.lora")
     rows = [row for figure in study.figures.values() for row in figure.rows if row.variant == variant]
     if not encoders.by_role and (rows or study.spec.dreambench):
         raise InputError("no encoder measures its images: give fidelity.clip_model or fidelity.dino")

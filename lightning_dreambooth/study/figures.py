@@ -6,11 +6,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from lightning_dreambooth.bounds import check_lora_scale
 from lightning_dreambooth.diffusion.requests import MAX_IMAGES, Request, SamplingSettings, check_seed
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.evaluation.metrics import measured_by
 from lightning_dreambooth.study.spec import FigureSpec, Hypothesis, Sampling, StudySpec
-from lightning_dreambooth.study.variants import DRAWN_BY, NAME, Variant
+from lightning_dreambooth.study.variants import DRAWN_BY, LORA_SCALE, NAME, Variant
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class FigureRow:
         """The images of the row, one per seed."""
         prompt, *values = (self.coordinates[name] for name in DRAWN_BY)
         return [Request(prompt, seed, SamplingSettings(*values)) for seed in self.seeds]
+
+    @property
+    def lora_scale(self) -> float:
+        """Factor of what adapters add."""
+        return float(self.coordinates[LORA_SCALE])
 
     def matches(self, side: Mapping[str, Any]) -> bool:
         """Whether the row has all settings of one side of a hypothesis."""
@@ -72,7 +78,7 @@ def expand_figure(key: str, spec: FigureSpec, study: StudySpec, variants: Mappin
         return Figure(key, spec, shown, [])
     if spec.prompt is None:
         raise InputError(f"{where} has no prompt; give one, or training_pictures: true")
-    axes = {name: _axis_values(name, spec, study.sampling) for name in ("seed", *DRAWN_BY)}
+    axes = {name: _axis_values(name, spec, study.sampling) for name in ("seed", *DRAWN_BY, LORA_SCALE)}
     number = study.sampling.num_images if spec.num_images is None else spec.num_images
     if not 1 <= number <= MAX_IMAGES or not shown or not all(axes.values()):
         raise InputError(
@@ -89,6 +95,7 @@ def _rows(
         settings = dict(zip(axes, values, strict=True))
         try:
             check_seed(settings["seed"])
+            check_lora_scale(LORA_SCALE, settings[LORA_SCALE])
             SamplingSettings(*(settings[name] for name in DRAWN_BY if name != "prompt"))
         except InputError as error:
             raise InputError(f"{where}: {error}") from error

@@ -107,7 +107,7 @@ def _measured(
             text = row_text(row, job.data)
             for fit in fits:
                 if fit.variant == row.variant:
-                    files = image_paths(fit, row.requests, settings[row.variant])
+                    files = image_paths(fit, {row.lora_scale: row.requests}, settings[row.variant])
                     by_image, diversity = cached[encoders].measure(files, instances, text)
                     cell = {name: fmean(metrics[name] for metrics in by_image) for name in by_image[0]} | diversity
                     images = _image_rows(figure, row, fit, text, list(zip(files, by_image, strict=True)))

@@ -17,6 +17,7 @@ class Sampling:
         steps: Sampling steps.
         guidance_scale: Classifier-free guidance scale.
         sampler: Algorithm that removes the noise.
+        lora_scale: Factor of what adapters add; other than 1 only for variants that train adapters.
         batch_size: Images drawn at once.
     """
 
@@ -26,6 +27,7 @@ class Sampling:
     steps: int = 24
     guidance_scale: float = 7.5
     sampler: Sampler = "ddim"
+    lora_scale: float = 1.0
     batch_size: int = 4
 
 
@@ -39,10 +41,11 @@ class FigureSpec:
         variants: Names of variants; null shows all.
         training_pictures: Whether training images are shown in place of samples.
         prompt: Prompt that is drawn.
-        negative_prompt: Prompt that guidance leads away from; null takes that of `sampling`, as do the next five.
+        negative_prompt: Prompt that guidance leads away from; null takes that of `sampling`, as do the next six.
         steps: Sampling steps.
         guidance_scale: Classifier-free guidance scale.
         sampler: Algorithm that removes the noise.
+        lora_scale: Factor of what adapters add.
         seed: Seed of the first image of a row.
         num_images: Images in a row.
         references: Variant whose instance images identity is measured against; null takes each row's own.
@@ -57,6 +60,7 @@ class FigureSpec:
     steps: int | list[int] | None = None
     guidance_scale: float | list[float] | None = None
     sampler: Sampler | list[Sampler] | None = None
+    lora_scale: float | list[float] | None = None
     seed: int | list[int] | None = None
     num_images: int | None = None
     references: str | None = None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,42 +56,54 @@ class RenderSettings(NamedTuple):
     folder: str
     base: ModelFiles
 
-    def files(self, fit: Fit) -> ModelFiles:
+    def files(self, fit: Fit, lora_scale: float) -> ModelFiles:
         """Files of the model of a finished fit."""
-        return exported_files(self.base, fit.export)
+        return exported_files(self.base, fit.export, lora_scale)
 
     def store(self, files: ModelFiles) -> ImageStore:
         """The image store of a model."""
         return ImageStore(Path(self.folder), files.fingerprint, self.resolution_px, self.precision, self.batch_size)
 
 
-def variant_requests(study: Study, variant: str) -> list[Request]:
+ByScale = Mapping[float, Sequence[Request]]  # images by the factor of what adapters add
+
+
+def variant_requests(study: Study, variant: str) -> ByScale:
     """The images that each fit of a variant draws for all figures, without repetitions."""
     rows = [row for figure in study.figures.values() for row in figure.rows if row.variant == variant]
-    return list(dict.fromkeys(request for row in rows for request in row.requests))
+    scales = dict.fromkeys(row.lora_scale for row in rows)
+    return {
+        scale: list(dict.fromkeys(request for row in rows if row.lora_scale == scale for request in row.requests))
+        for scale in scales
+    }
 
 
-def image_paths(fit: Fit, requests: Sequence[Request], settings: RenderSettings) -> list[Path]:
+def image_paths(fit: Fit, requests: ByScale, settings: RenderSettings) -> list[Path]:
     """Paths of the images of a fit, drawn or not."""
-    store = settings.store(settings.files(fit))
-    return [store.path(request) for request in requests]
+    stores = {scale: settings.store(settings.files(fit, scale)) for scale in requests}
+    return [stores[scale].path(request) for scale in requests for request in requests[scale]]
 
 
-def draw_images(fit: Fit, requests: Sequence[Request], settings: RenderSettings) -> None:
+def draw_images(fit: Fit, requests: ByScale, settings: RenderSettings) -> None:
     """Draws the missing images of a fit."""
     trainer = pl.Trainer(
         accelerator=settings.accelerator, devices=1, precision=settings.precision, logger=False,  # type: ignore[arg-type]
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    files = settings.files(fit)
-    load = cache(lambda: StableDiffusion.load(files).to(trainer.strategy.root_device))
-    with trainer.precision_plugin.forward_context():
-        settings.store(files).fill(requests, load, "images of the figures")
-    load.cache_clear()
+    for scale in requests:
+        files = settings.files(fit, scale)
+        load = cache(partial(_load, files, trainer.strategy.root_device))
+        with trainer.precision_plugin.forward_context():
+            settings.store(files).fill(requests[scale], load, "images of the figures")
+        load.cache_clear()
     torch.cuda.empty_cache()  # for the fits that follow in separate processes
 
 
-def are_drawn(fit: Fit, requests: Sequence[Request], settings: RenderSettings) -> bool:
+def _load(files: ModelFiles, device: torch.device) -> StableDiffusion:
+    return StableDiffusion.load(files).to(device)
+
+
+def are_drawn(fit: Fit, requests: ByScale, settings: RenderSettings) -> bool:
     """Whether a fit is finished and all its images are drawn."""
     return finished(fit.folder) and all(path.is_file() for path in image_paths(fit, requests, settings))
 
@@ -98,7 +111,7 @@ def are_drawn(fit: Fit, requests: Sequence[Request], settings: RenderSettings) -
 def draw_class_images(argv: Sequence[str]) -> None:
     """Draws the class images of a variant, with the seed in its arguments."""
     job = build_job(list(argv))
-    load = cache(lambda: StableDiffusion.load(job.data.files).to(job.trainer.strategy.root_device))
+    load = cache(partial(_load, job.data.files, job.trainer.strategy.root_device))
     with job.trainer.precision_plugin.forward_context():
         job.data.draw_class_images(load)
     load.cache_clear()
@@ -132,8 +145,8 @@ def _title(fit: Fit) -> str:
     return f"{fit.variant}, seed {fit.seed}"
 
 
-def _drawing_task(fit: Fit, requests: Sequence[Request], settings: RenderSettings, fit_place: int) -> Task:
-    images, cost = (fit, requests, settings), Cost(evaluations=unet_evaluations(requests))
+def _drawing_task(fit: Fit, requests: ByScale, settings: RenderSettings, fit_place: int) -> Task:
+    images, cost = (fit, requests, settings), Cost(evaluations=unet_evaluations(chain(*requests.values())))
     do, is_done = partial(draw_images, *images), partial(are_drawn, *images)
     return Task(f"draw {_title(fit)}", fit.variant, cost, do, is_done, (fit_place,))
 

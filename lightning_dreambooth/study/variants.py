@@ -16,6 +16,7 @@ from lightning_dreambooth.study.spec import Dreambench, StudySpec
 LAYER = "config"  # among values of `fit`: one more file that `fit` reads
 NAME = re.compile(r"[\w.,=+-]+")  # valid names of folders
 DRAWN_BY = ("prompt", "negative_prompt", "steps", "guidance_scale", "sampler")  # of a figure, besides seeds
+LORA_SCALE = "lora_scale"  # of a figure: another scale is another model
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def expand_variants(spec: StudySpec, path: Path) -> list[Variant]:
     if spec.dreambench is not None:
         named = _subjects(spec.dreambench, path.stem)
     ends = [key.rsplit(".", 1)[-1] for key in spec.grid]
-    ambiguous = {*DRAWN_BY, "variant", "seed", *(end for end in ends if ends.count(end) > 1)}
+    ambiguous = {*DRAWN_BY, LORA_SCALE, "variant", "seed", *(end for end in ends if ends.count(end) > 1)}
     short = {key: key if end in ambiguous else end for key, end in zip(spec.grid, ends, strict=True)}
     variants = []
     for name, changes in named.items():

@@ -13,11 +13,14 @@ import torch
 import yaml
 from helpers import forked, tiny
 from helpers.datasets import made_up_dataset
+from PIL import ImageChops
 
 from lightning_dreambooth.data.images import read_image
 from lightning_dreambooth.evaluation.encoders import Clip
 from lightning_dreambooth.evaluation.metrics import cosines
+from lightning_dreambooth.evaluation.tables import read_json
 from lightning_dreambooth.files import sha256
+from lightning_dreambooth.models.model_files import ModelFiles
 
 pytestmark = pytest.mark.slow
 
@@ -219,9 +222,37 @@ def test_every_subject_of_a_dataset_is_fitted_tested_and_merged(tmp_path: Path) 
     assert "of which 6 are done" in study(folder)
 
 
+def test_the_scale_of_adapters_is_an_axis_and_their_files_are_tested(tmp_path: Path) -> None:
+    folder = room(tmp_path)
+    made_up_dataset(folder / "set")
+    overrides = {"model.lora.rank": 4, "model.optimizer.lr": 0.01, "benchmark.steps": 2, "benchmark.num_images": 2}
+    figures = {"scale": {"prompt": "a photo of sks mug", "lora_scale": [0, 1]}}
+    content = {
+        "config": "fit.yaml", "dreambench": {"folder": "set", "subjects": ["mug"]}, "overrides": overrides,
+        "figures": figures, "sampling": STUDY["sampling"],
+    }  # fmt: skip
+    (folder / "mine.yaml").write_text(yaml.safe_dump(content))
+    study(folder)
+    images = rows(folder / "runs/mine/tables/images.csv")
+    assert [row["lora_scale"] for row in images] == ["0.0", "0.0", "1.0", "1.0"]
+    drawn = [read_image(folder / row["file"]) for row in images]
+    assert drawn[0].tobytes() != drawn[2].tobytes()
+    words = ["predict", "--model.pretrained=tiny", "--samples.prompts=[a photo of sks mug]", "--samples.num_images=1",
+             "--samples.steps=2", "--samples.guidance_scale=2.0", "--samples.seed=5", "--trainer.accelerator=cpu",
+             "--samples.sampler=ddim", "--name=base"]  # fmt: skip
+    assert forked.start(folder, words).wait() == 0
+    base = read_image(next((folder / "runs/base").glob("0000-*.png")))
+    assert ImageChops.difference(base, drawn[0]).getextrema() <= ((0, 1),) * 3
+    record = read_json(next((folder / "runs/mine").glob("mug-seed0-*-test-*")) / "benchmark.json")
+    assert record["model"] != ModelFiles(str(folder / "tiny")).fingerprint
+    assert "of which 3 are done" in study(folder)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"sampling": {"lora_scale": 0.5}}, "a figure draws it at lora_scale 0.5, but it trains no adapters"),
+        ({"sampling": {"lora_scale": -1}}, "lora_scale is -1.0, must lie in 0 ... 10"),
         ({"overrides": {"model.colour": "red"}}, "model.colour"),
         ({"overrides": {"model.prior_weight": -1}}, "model.prior_weight is -1"),
         ({"overrides": {"data.instance_data_dir": "nowhere"}}, "nowhere is not a folder"),
