@@ -15,7 +15,7 @@ from lightning_dreambooth.module import DreamBooth
 from lightning_dreambooth.saving.card import lora_metadata, model_card
 from lightning_dreambooth.saving.checkpoint_io import RESUMES
 from lightning_dreambooth.saving.order import RECORD
-from lightning_dreambooth.saving.reading_back import check_folder, check_lora_file
+from lightning_dreambooth.saving.reading_back import check_folder, check_lora_file, expected
 
 METRICS_FILE = "validation.json"
 LORA_FILE = "{}-lora.safetensors"  # with the name of the run
@@ -57,10 +57,12 @@ def export(
 
 def _write_adapters(module: DreamBooth, data: DreamBoothData, folder: Path, name: str, form: ExportFormat) -> None:
     save_lora(module.model.trainable, folder / name, form.dtype, lora_metadata(module, data, Path(name).stem))
-    check_lora_file(module, folder / name, data.concepts[0].instance_prompt)
+    computing = module.trainer.precision_plugin.forward_context()
+    wanted = expected(module.model, data.concepts[0].instance_prompt, computing)
+    check_lora_file(wanted, module.files, folder / name)
     if form.fused:
         module.model.save(folder, form.dtype)
-        check_folder(module, folder, data.concepts[0].instance_prompt)
+        check_folder(wanted, folder)
 
 
 def lora_name(export_folder: Path) -> str:
