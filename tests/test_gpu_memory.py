@@ -96,7 +96,8 @@ def predict(sd15: Path, precision: str, argv: list[str]) -> dict[str, float]:
     """The peaks of `fit` with the given arguments."""
     small = {
         "model.pretrained": sd15, "data.instance_data_dir": "girl", "data.class_data_dir": "class",
-        "data.num_class_images": 3, "trainer.accelerator": "cpu", "trainer.precision": "32",
+        "data.num_class_images": 3, "trainer.accelerator": "cpu",
+        "trainer.precision": "32" if precision == "16-mixed" else precision,  # which is refused on a CPU
         "fidelity.clip_model": "null", "fidelity.clip_pretrained": "null", "fidelity.dino": "null",
         "fidelity.prompts": "null", "fidelity.unrelated_prompts": "null", "samples.steps": 2,
     }  # fmt: skip
@@ -122,6 +123,7 @@ def predict(sd15: Path, precision: str, argv: list[str]) -> dict[str, float]:
 CASES = {
     "sd15.yaml": ("bf16-mixed", ["sd15.yaml"]),
     "low_memory.yaml": ("bf16-mixed", ["sd15.yaml", "low_memory.yaml"]),
+    "lora.yaml": ("bf16-mixed", ["sd15.yaml", "lora.yaml"]),
     "webtoon/sd15.yaml": ("16-mixed", ["webtoon/sd15.yaml", "webtoon/subject.yaml"]),
 }
 
