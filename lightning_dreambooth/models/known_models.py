@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,7 @@ def _tokenizer(width: int) -> dict[str, Any]:
     }
 
 
+@cache
 def clip_vocabulary() -> tuple[dict[str, int], list[str]]:
     """CLIP's tokens with their ids, 0 ... 49407, and its merges in their order.
 

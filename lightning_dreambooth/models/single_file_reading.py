@@ -97,14 +97,20 @@ def config_texts(file: Path, header: Header) -> dict[str, str]:
     if len(own) == len(CONFIGS):
         given = header.metadata.get(OWN_KEY + TOKENIZER)
         return own | (clip_tokenizer_files() if given is None else {TOKENIZER: given})
-    width = header.shapes.get(CONTEXT, [768])[-1]
+    width, in_channels = _inputs(header, CONTEXT, 768), _inputs(header, INPUT, 4)
     if width not in VERSIONS:
         raise InputError(
             f"{file} reads prompts {width} wide, Stable Diffusion 1.x 768 and 2.x 1024, and holds no configs; give the "
             "diffusers folder"
         )
-    configs = known_configs(width, _prediction_type(file, header, width), header.shapes.get(INPUT, [4, 4])[1])
+    configs = known_configs(width, _prediction_type(file, header, width), in_channels)
     return {name: json.dumps(config, indent=2) for name, config in configs.items()} | clip_tokenizer_files()
+
+
+def _inputs(header: Header, name: str, usual: int) -> int:
+    """How many inputs a layer has; where it is missing, the usual number, and what is missing is told later."""
+    shape = header.shapes.get(name, [])
+    return shape[1] if len(shape) > 1 else usual
 
 
 def _prediction_type(file: Path, header: Header, width: int) -> str:

@@ -5,10 +5,9 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -172,11 +171,12 @@ def names_of_sd15() -> set[str]:
     return weights | {f"{layer}.bias" for layer in layers if not layer.endswith("!")}
 
 
-def full_size(width: int, **entries: object) -> Shapes:
+@cache
+def full_size(width: int) -> Shapes:
     """Names and shapes of a file of Stable Diffusion 1.x (width 768) or 2.x (1024) in its true size."""
     configs = known_configs(width, "epsilon", 4)
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(configs["unet/config.json"] | entries)
+        unet = UNet2DConditionModel.from_config(configs["unet/config.json"])
         vae = AutoencoderKL.from_config(configs["vae/config.json"])
         text = CLIPTextModel(CLIPTextConfig.from_dict(configs["text_encoder/config.json"]))
     return {name: list(value.shape) for name, value in meta_tensors(unet, vae, text).items()}
@@ -185,11 +185,11 @@ def full_size(width: int, **entries: object) -> Shapes:
 def meta_tensors(*modules: torch.nn.Module) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for part, module in zip(PARTS, modules, strict=True):
-        config = module.config.to_dict() if part == "text_encoder" else module.config
         state = module.state_dict()
-        for name, place in places(part, state, config).items():
-            thirds = 1 if place.third is None else 3
-            found[place.name] = state[name].repeat(thirds, *[1] * (state[name].ndim - 1)) if thirds > 1 else state[name]
+        config = module.config.to_dict() if part == "text_encoder" else module.config
+        for name, (original, third) in places(part, state, config).items():
+            value = state[name] if third is None else torch.cat([state[name]] * 3)
+            found[original] = value[..., None, None] if ".attn_1." in original and value.ndim == 2 else value
     return found
 
 
@@ -337,14 +337,17 @@ def test_a_conversion_that_was_killed_leaves_nothing_that_is_taken_for_whole(tmp
     assert [path.name for path in cache_folder().iterdir() if path.is_dir()] == [as_folder(file).name]
 
 
-def test_two_processes_convert_once(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_two_processes_convert_once(
+    folders: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     file = written(folders["2.x"], tmp_path / "x.safetensors")
-    code = f"from pathlib import Path; import lightning_dreambooth.models.single_file_reading as r; " \
-        f"r.as_folder(Path({str(file)!r}))"  # fmt: skip
-    running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    outputs = [process.communicate()[0] for process in running]
-    assert [process.returncode for process in running] == [0, 0]
-    assert sum(output.count("is converted, once, to") for output in outputs) == 1
+    processes = [multiprocessing.get_context("fork").Process(target=as_folder, args=(file,)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert capfd.readouterr().out.count("is converted, once, to") == 1
     assert_same_bits(load(file), load(folders["2.x"]))
 
 
@@ -368,6 +371,7 @@ REFUSED: dict[str, tuple[Callable[[Shapes], Shapes], str]] = {
     "one weight missing": (without(f"{UNET}out.2.bias"), r"lacks 1 weights of its UNet, such as .*out\.2\.bias"),
     "one weight more": (lambda s: s | {f"{UNET}middle_block.3.x": [1]}, r"has 1 weights more, such as .*block\.3\.x"),
     "another size": (lambda s: s | {FIRST: [64, 4, 3, 3]}, r"shape \[64, 4, 3, 3\], \[320, 4, 3, 3\] is needed"),
+    "a number for a layer": (lambda s: s | {FIRST: []}, r"shape \[\], \[320, 4, 3, 3\] is needed"),
     "another width": (lambda s: s | {f"{UNET}input_blocks.1.1.{ATTENTION}": [320, 512]}, "reads prompts 512 wide"),
 }  # fmt: skip
 
