@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import tiny
+from helpers import single_files, tiny
 
 from lightning_dreambooth.cli.commands import DreamBoothCLI
 from lightning_dreambooth.cli.main import main
@@ -30,6 +30,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.stable_diffusion(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def layouts(tmp_path_factory: pytest.TempPathFactory, tiny_sd: Path) -> dict[str, Path]:
+    """Folders of models in different layouts, by name."""
+    made = tmp_path_factory.mktemp("layouts")
+    return {
+        "1.x": single_files.small(made / "one", 1), "2.x": single_files.small(made / "two", 2),
+        "toonbase": single_files.TOONBASE, "tiny": tiny_sd,
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,9 @@ STOREYS = {
     "distributed": [],
     "randomness": [],
     "models": [
-        "configs", "noise_schedule", "tokens", "weight_files", "hub", "supported", "model_files", "attention",
-        "conditioning", "stable_diffusion", "base_model",
+        "configs", "noise_schedule", "tokens", "weight_files", "hub", "supported", "original_layout", "known_models",
+        "single_file_reading", "model_files", "attention", "conditioning", "lora", "lora_files", "stable_diffusion",
+        "single_file", "base_model",
     ],
     "diffusion": ["requests", "cost", "objective", "sampling"],
     "data": [
@@ -58,7 +59,10 @@ ONLY_IN = {
         "module", "datamodule", "data.image_jobs", "saving", "callbacks", "cli", "study.tasks", "__main__",
     },
     "huggingface_hub": {"models.hub"},
-    "diffusers": {"models.attention", "models.noise_schedule", "models.stable_diffusion", "diffusion.sampling"},
+    "diffusers": {
+        "models.attention", "models.noise_schedule", "models.lora_files", "models.single_file_reading",
+        "models.stable_diffusion", "diffusion.sampling",
+    },
     "transformers": {"models", "data.checks", "datamodule", "evaluation.encoder_files"},
     "jsonargparse": {"cli.parser", "cli.commands", "cli.main", "study.reading", "study.cli"},
     "matplotlib": {"study.plots"},

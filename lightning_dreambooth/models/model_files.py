@@ -9,7 +9,14 @@ from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.inputs import expand, expand_given
 from lightning_dreambooth.models.configs import SCHEDULER, read_config
 from lightning_dreambooth.models.hub import fetch, names_here, names_there, open_folder
-from lightning_dreambooth.models.supported import check_is_folder, check_kind, check_supported, check_vae
+from lightning_dreambooth.models.single_file_reading import as_folder
+from lightning_dreambooth.models.supported import (
+    check_is_folder,
+    check_kind,
+    check_supported,
+    check_vae,
+    is_single_file,
+)
 from lightning_dreambooth.models.weight_files import (
     TRAINABLE,
     WEIGHTS,
@@ -27,11 +34,16 @@ CONFIGS = ["tokenizer/tokenizer_config.json", SCHEDULER, *(f"{part}/config.json"
 
 
 def locate(pretrained: str, revision: str | None = None, variant: str | None = None) -> Path:
-    """A hub id or folder => the local folder with all five parts. Weights are downloaded last, and only safetensors.
+    """A hub id, folder or single file => the local folder with all five parts.
+
+    Weights are downloaded last, and only safetensors.
 
     Raises:
-        InputError: if it is neither a hub id nor a folder, a part is missing, or it is another kind of model.
+        InputError: if it is neither a hub id nor a folder or single file, a part is missing, or it is another kind of
+            model.
     """
+    if is_single_file(pretrained):
+        pretrained = str(as_folder(Path(pretrained)))
     check_is_folder(pretrained)
     folder = open_folder(pretrained, revision)
     names = names_here(folder)
@@ -108,7 +120,7 @@ class ModelFiles:
     """The files of a model, located or downloaded when they are first needed.
 
     Args:
-        pretrained: Hub id or folder of the model, in diffusers' layout.
+        pretrained: Hub id or folder of the model, in diffusers' layout; or a single safetensors file.
         vae: Hub id or folder of a VAE that replaces the model's.
         revision: Git revision of a hub model.
         variant: Weight variant such as fp16.

@@ -255,16 +255,19 @@ class StableDiffusion(nn.Module):
     def _save_part(self, part: str, folder: Path, dtype: torch.dtype) -> None:
         module = getattr(self, part)
         folder.mkdir(parents=True)
-        config = dict(module.config) if part != "text_encoder" else module.config.to_dict()
-        config = {key: value for key, value in config.items() if key != "_name_or_path"}
-        if part == "text_encoder":  # transformers loads in the dtype written here, diffusers always in fp32
-            config |= {"dtype": "float32", "architectures": ["CLIPTextModel"]}
-        else:
-            config = {"_class_name": type(module).__name__, **config}
-        _write_json(folder / "config.json", config)
+        _write_json(folder / "config.json", self.part_config(part))
         prefix = "text_model." if part == "text_encoder" else ""  # as in SD 1.5's files; all readers accept it
         weights = {prefix + name: value.to("cpu", dtype).contiguous() for name, value in fused(module).items()}
         save_file(weights, folder / weights_file(part, None), metadata={"format": "pt"})
+
+    def part_config(self, part: str) -> dict[str, Any]:
+        """The config of `unet`, `vae` or `text_encoder`, as its file holds it."""
+        module = getattr(self, part)
+        config = dict(module.config) if part != "text_encoder" else module.config.to_dict()
+        config = {key: value for key, value in config.items() if key != "_name_or_path"}
+        if part == "text_encoder":  # transformers loads in the dtype written here, diffusers always in fp32
+            return config | {"dtype": "float32", "architectures": ["CLIPTextModel"]}
+        return {"_class_name": type(module).__name__, **config}
 
     def _index(self) -> dict[str, object]:
         scheduler = json.loads((self.folder / "scheduler/scheduler_config.json").read_text(encoding="utf-8"))

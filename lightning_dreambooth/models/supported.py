@@ -14,9 +14,16 @@ from lightning_dreambooth.models.weight_files import check_readable
 
 SUPPORTED = "supported are text-to-image models of Stable Diffusion 1.x and 2.x"
 CONVERT = "convert it: StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
+SINGLE_FILE = f"is a model in a single file; {CONVERT}"
 LORA = "is a LoRA, which changes a model; give the model, or fuse both and save the pipeline"
 LORA_FILES = {"adapter_config.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors"}
 SINGLE_FILES = (".safetensors", ".ckpt")
+# Other models by a piece of a name that only their weights have, in single files.
+OTHER_FILES = {
+    "conditioner.embedders.": "Stable Diffusion XL", ".label_emb.": "Stable Diffusion XL, unCLIP or upscaling",
+    "joint_blocks.": "Stable Diffusion 3", "double_blocks.": "Flux", "control_model.": "ControlNet",
+    "motion_modules.": "AnimateDiff",
+}  # fmt: skip
 # By the number of channels that their UNet reads.
 OTHER_TASKS = {5: "depth-to-image", 7: "upscaling", 8: "image editing or upscaling", 9: "inpainting"}
 # Entries of a UNet's config, and of which models they tell; null in Stable Diffusion 1.x and 2.x.
@@ -40,6 +47,16 @@ def check_is_folder(name: str) -> None:
         raise InputError(f"{name} is the hub's cache of a model; give its folder snapshots/{' or '.join(commits)}")
 
 
+def is_single_file(name: str) -> bool:
+    """Whether a name is a safetensors file with a UNet in the original layout; `check_is_folder` refuses other files.
+
+    Raises:
+        InputError: if the file is damaged.
+    """
+    path = Path(name)
+    return path.is_file() and _what_file(path) == SINGLE_FILE
+
+
 def _what_file(file: Path) -> str:
     if file.suffix != ".safetensors":
         return f"is a file, not a diffusers folder; {CONVERT}"
@@ -48,8 +65,11 @@ def _what_file(file: Path) -> str:
         names = list(weights.keys())
     if any("lora" in name.lower() for name in names):
         return LORA
+    for piece, models in OTHER_FILES.items():
+        if any(piece in name for name in names):
+            return f"holds weights as of {models} ({piece}); {SUPPORTED}"
     if any(name.startswith("model.diffusion_model.") for name in names):
-        return f"is a model in a single file; {CONVERT}"
+        return SINGLE_FILE
     return "holds weights of one part; give the diffusers folder with all parts"
 
 

@@ -1,13 +1,16 @@
 """Weight files of a model's parts: names, variants, shards, fingerprints and counts."""
 
 import hashlib
+import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.files import sha256
@@ -97,3 +100,20 @@ def fingerprint(*files: Path) -> str:
 def scaled_fingerprint(base: str, lora: Path, scale: float) -> str:
     """Identifies weights of a fingerprint to which the adapters of a file are added, 16 hex digits."""
     return hashlib.sha256(f"{base} {sha256(lora)} {scale:g}".encode()).hexdigest()[:16]
+
+
+def save_weights(tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str]) -> None:
+    """Writes safetensors with metadata; equal content gives equal bytes.
+
+    safetensors writes metadata in an order that changes from process to process:
+    https://github.com/safetensors/safetensors/issues/584.
+    """
+    save_file({**tensors}, file, metadata={"format": "pt", **metadata})
+    with file.open("r+b") as written:
+        size = int.from_bytes(written.read(8), "little")
+        header = json.loads(written.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        content = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+        assert len(content) <= size
+        written.seek(8)
+        written.write(content.ljust(size))

@@ -90,7 +90,7 @@ def single_file(file: Path, names: list[str]) -> Path:
 @pytest.mark.parametrize(
     ("name", "tensors", "message"),
     [
-        ("model.safetensors", ["model.diffusion_model.out.0.weight"], "is a model in a single file; convert it"),
+        ("model.safetensors", ["model.diffusion_model.out.0.weight"], "lacks 685 weights of its UNet, such as model."),
         ("lora.safetensors", ["lora_unet_down_blocks_0.lora_down.weight"], "is a LoRA"),
         ("unet.safetensors", ["conv_in.weight"], "holds weights of one part"),
         ("model.ckpt", ["x"], "is a file, not a diffusers folder; convert it"),
