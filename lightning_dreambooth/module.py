@@ -28,6 +28,7 @@ from lightning_dreambooth.models.lora_files import check_lora
 from lightning_dreambooth.models.model_files import ModelFiles
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 from lightning_dreambooth.models.tokens import TokenIds
+from lightning_dreambooth.models.trained_parts import Training, prepare
 from lightning_dreambooth.optimization import Schedule, WeightAverage, weight_sample
 from lightning_dreambooth.settings import check_settings
 
@@ -144,12 +145,8 @@ class DreamBooth(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Takes the base model; `trained` then holds the weights to train, by part and name."""
         self.model = self.base.take()
-        settings = (self.train_text_encoder, self.gradient_checkpointing)
-        if self.lora is None:
-            self.trained = self.model.train_parts(*settings)
-        else:
-            self.trained = self.model.train_adapters(self.lora, *settings, self.lora_scale, self.seed)
-            self.model.freeze_in(self.base_dtype)
+        adapters = (self.lora, self.lora_scale, self.base_dtype, self.seed)
+        self.trained = prepare(self.model, Training(self.train_text_encoder, self.gradient_checkpointing, *adapters))
         if self.ema_decay is not None:
             self.ema = WeightAverage(self.trained, self.ema_decay)
         self.base_sample = {part: weight_sample(named) for part, named in self.trained.items()}

@@ -12,7 +12,6 @@ from diffusers import UNet2DConditionModel
 from diffusers.loaders import StableDiffusionLoraLoaderMixin as Loader
 from diffusers.utils import logging
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -20,6 +19,7 @@ from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.files import replaced
 from lightning_dreambooth.models.configs import read_config
 from lightning_dreambooth.models.lora import ADAPTER, adapted
+from lightning_dreambooth.models.weight_files import save_weights
 
 KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}  # its prefixes of Stable Diffusion 1.x and 2.x
 PEFT = {"unet": "unet.", "text_encoder": "text_encoder.text_model."}
@@ -54,7 +54,7 @@ def save_lora(parts: Mapping[str, nn.Module], file: Path, dtype: torch.dtype, me
     """Writes the adapters of parts atomically."""
     tensors = {name: value.to(dtype) if value.ndim else value for name, value in lora_tensors(parts).items()}
     with replaced(file) as beside:
-        save_file(tensors, beside, metadata={"format": "pt", **metadata})
+        save_weights(tensors, beside, metadata)
 
 
 def read_lora(parts: Mapping[str, Any], file: Path) -> None:

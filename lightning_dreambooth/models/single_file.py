@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_dreambooth.files import replaced
 from lightning_dreambooth.models.configs import SCHEDULER, read_config
+from lightning_dreambooth.models.diffusers_folder import part_config
 from lightning_dreambooth.models.known_models import clip_vocabulary
 from lightning_dreambooth.models.lora import fused
 from lightning_dreambooth.models.original_layout import check_layout, is_openclip, places
@@ -77,19 +78,27 @@ def single_file_metadata(model: StableDiffusion) -> dict[str, str]:
     """
     pixels_per_latent = 2 ** (len(model.vae.config.block_out_channels) - 1)
     side = model.unet.config.sample_size * pixels_per_latent
-    architecture = ARCHITECTURES[is_openclip(model.text_encoder.config.to_dict()), model.prediction_type]
     return {
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": architecture,
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
-        "modelspec.resolution": f"{side}x{side}",
-        "modelspec.prediction_type": model.prediction_type.removesuffix("_prediction"),
+        **modelspec(model, side),
         **{OWN_KEY + name: text for name, text in _configs(model).items()},
     }
 
 
+def modelspec(model: StableDiffusion, side_px: int) -> dict[str, str]:
+    """The entries of ModelSpec 1.0.0 for a model that draws squares of a side."""
+    return {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": ARCHITECTURES[
+            is_openclip(model.text_encoder.config.to_dict()), model.prediction_type
+        ],
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.resolution": f"{side_px}x{side_px}",
+        "modelspec.prediction_type": model.prediction_type.removesuffix("_prediction"),
+    }
+
+
 def _configs(model: StableDiffusion) -> dict[str, str]:
-    configs = {f"{part}/config.json": model.part_config(part) for part in WEIGHTS}
+    configs = {f"{part}/config.json": part_config(model, part) for part in WEIGHTS}
     configs[SCHEDULER] = read_config(model.folder / SCHEDULER)
     tokens = read_config(model.folder / TOKENIZER_CONFIG)
     configs[TOKENIZER_CONFIG] = {key: value for key, value in tokens.items() if key not in PLACES_ON_DISK}

@@ -3,19 +3,15 @@
 Ranges: images come in as bytes 0 ... 255 and go out in [0, 1]; latents carry the VAE's scaling factor.
 """
 
-import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float, UInt8
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
@@ -23,12 +19,12 @@ from transformers.utils import logging as transformers_logging
 from lightning_dreambooth.models.attention import ShapeAwareAttention, attention_kernel
 from lightning_dreambooth.models.conditioning import Conditioning
 from lightning_dreambooth.models.configs import readable_model
-from lightning_dreambooth.models.lora import Lora, adapted, add_adapters, fuse, fused, is_adapter, scale_adapters
+from lightning_dreambooth.models.lora import adapted, fuse, scale_adapters
 from lightning_dreambooth.models.lora_files import read_lora
 from lightning_dreambooth.models.model_files import ModelFiles
 from lightning_dreambooth.models.noise_schedule import load_noise_schedule
 from lightning_dreambooth.models.tokens import TokenIds, load_tokenizer, tokenize, without_repeats
-from lightning_dreambooth.models.weight_files import WEIGHTS, weights_file
+from lightning_dreambooth.models.weight_files import WEIGHTS
 
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
@@ -134,66 +130,6 @@ class StableDiffusion(nn.Module):
         side = resolution_px // 2 ** (len(self.vae.config.block_out_channels) - 1)
         return (self.vae.config.latent_channels, side, side)
 
-    def train_parts(self, text_encoder: bool, checkpointing: bool) -> dict[str, dict[str, nn.Parameter]]:
-        """Prepares the UNet and, if chosen, the text encoder for training.
-
-        Returns:
-            Their weights, by part and name.
-        """
-        parts = {name: part for name, part in self.trainable.items() if name == "unet" or text_encoder}
-        for part in parts.values():
-            part.requires_grad_(True)
-        return self._to_train(parts, checkpointing)
-
-    def train_adapters(
-        self, lora: Lora | Path, text_encoder: bool, checkpointing: bool, scale: float, seed: int
-    ) -> dict[str, dict[str, nn.Parameter]]:
-        """Puts adapters into the UNet and, if chosen, the text encoder, or into the parts that a file adapts.
-
-        Args:
-            lora: Settings of new adapters, or a LoRA file.
-            text_encoder: Whether the text encoder gets new adapters, too.
-            checkpointing: Trades time for memory.
-            scale: Factor of what the adapters add.
-            seed: New adapters are a function of it.
-
-        Returns:
-            The adapters, by part and name.
-        """
-        if isinstance(lora, Path):
-            parts = self.read_lora(lora, scale)
-        else:
-            parts = {name: part for name, part in self.trainable.items() if name == "unet" or text_encoder}
-            for name, part in parts.items():
-                add_adapters(part, name, lora, seed)
-                scale_adapters(part, scale)
-        for part in parts.values():
-            for name, weight in part.named_parameters():
-                weight.requires_grad_(is_adapter(name))
-        return self._to_train(parts, checkpointing)
-
-    def _to_train(self, parts: Mapping[str, nn.Module], checkpointing: bool) -> dict[str, dict[str, nn.Parameter]]:
-        for part in parts.values():
-            part.train()
-        if checkpointing:
-            self.unet.enable_gradient_checkpointing()
-            if "text_encoder" in parts:
-                self.text_encoder.activation_checkpointing_enable()
-        return {
-            name: {key: weight for key, weight in part.named_parameters() if weight.requires_grad}
-            for name, part in parts.items()
-        }
-
-    def freeze_in(self, dtype: torch.dtype) -> None:
-        """Stores the frozen weights of linear layers and convolutions of UNet and text encoder in a number format.
-
-        Norms and biases stay in fp32: they are few, and autocast computes norms in fp32.
-        """
-        for part in self.trainable.values():
-            for layer in part.modules():
-                if isinstance(layer, nn.Linear | nn.Conv2d) and not layer.weight.requires_grad:
-                    layer.weight.data = layer.weight.data.to(dtype)
-
     @contextmanager
     def without_dropout(self) -> Iterator[None]:
         """Switches dropout off inside the block, as for drawing, also in the parts that are trained."""
@@ -242,56 +178,9 @@ class StableDiffusion(nn.Module):
         scaled: Tensor = self.vae.decode(latents / self.scaling_factor, return_dict=False)[0]
         return (scaled.float() / 2 + 0.5).clamp(0, 1)
 
-    def save(self, folder: Path, dtype: torch.dtype) -> None:
-        """Writes a diffusers folder with weights of the given dtype, which `from_pretrained(folder)` loads directly."""
-        for part in WEIGHTS:
-            self._save_part(part, folder / part, dtype)
-        for part in ("tokenizer", "scheduler"):
-            shutil.copytree(self.folder / part, folder / part)
-        if not (folder / "tokenizer/merges.txt").is_file():  # transformers 5 leaves them out, other readers need them
-            self.tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))
-        _write_json(folder / "model_index.json", self._index())
-
-    def _save_part(self, part: str, folder: Path, dtype: torch.dtype) -> None:
-        module = getattr(self, part)
-        folder.mkdir(parents=True)
-        _write_json(folder / "config.json", self.part_config(part))
-        prefix = "text_model." if part == "text_encoder" else ""  # as in SD 1.5's files; all readers accept it
-        weights = {prefix + name: value.to("cpu", dtype).contiguous() for name, value in fused(module).items()}
-        save_file(weights, folder / weights_file(part, None), metadata={"format": "pt"})
-
-    def part_config(self, part: str) -> dict[str, Any]:
-        """The config of `unet`, `vae` or `text_encoder`, as its file holds it."""
-        module = getattr(self, part)
-        config = dict(module.config) if part != "text_encoder" else module.config.to_dict()
-        config = {key: value for key, value in config.items() if key != "_name_or_path"}
-        if part == "text_encoder":  # transformers loads in the dtype written here, diffusers always in fp32
-            return config | {"dtype": "float32", "architectures": ["CLIPTextModel"]}
-        return {"_class_name": type(module).__name__, **config}
-
-    def _index(self) -> dict[str, object]:
-        scheduler = json.loads((self.folder / "scheduler/scheduler_config.json").read_text(encoding="utf-8"))
-        return {
-            "_class_name": "StableDiffusionPipeline",
-            "_diffusers_version": diffusers.__version__,
-            "feature_extractor": [None, None],
-            "image_encoder": [None, None],
-            "requires_safety_checker": False,
-            "safety_checker": [None, None],
-            "scheduler": ["diffusers", scheduler["_class_name"]],
-            "text_encoder": ["transformers", "CLIPTextModel"],
-            "tokenizer": ["transformers", "CLIPTokenizer"],
-            "unet": ["diffusers", "UNet2DConditionModel"],
-            "vae": ["diffusers", "AutoencoderKL"],
-        }
-
 
 def _with_all_weights(module: Any, loaded: dict[str, Any]) -> Any:
     """The loaded part, unless its file lacks weights, which the libraries would replace by random ones."""
     if loaded["missing_keys"]:
         raise ValueError(f"{type(module).__name__} lacks {len(loaded['missing_keys'])} of its weights")
     return module
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")

@@ -5,7 +5,7 @@ from pathlib import Path
 from lightning_dreambooth.datamodule import DreamBoothData
 from lightning_dreambooth.evaluation.history import MetricsRow
 from lightning_dreambooth.models.lora import ADAPTER, Lora, adapted
-from lightning_dreambooth.models.stable_diffusion import StableDiffusion
+from lightning_dreambooth.models.single_file import modelspec
 from lightning_dreambooth.module import DreamBooth
 
 FOLDER = """\
@@ -65,13 +65,6 @@ def _adapters(module: DreamBooth) -> str:
     return f"{'DoRA' if module.lora.dora else 'LoRA'}, rank {module.lora.rank}, alpha {alpha:g}, {module.lora.targets}"
 
 
-def architecture(model: StableDiffusion) -> str:
-    """The model's name in ModelSpec."""
-    if model.text_encoder.config.hidden_size < 1024:
-        return "stable-diffusion-v1"
-    return "stable-diffusion-v2-768-v" if model.prediction_type == "v_prediction" else "stable-diffusion-v2-512"
-
-
 def lora_metadata(module: DreamBooth, data: DreamBoothData, title: str) -> dict[str, str]:
     """Metadata of a LoRA file, by the keys that kohya (`ss_`) and Stability's ModelSpec 1.0.0 (`modelspec.`) define.
 
@@ -79,18 +72,15 @@ def lora_metadata(module: DreamBooth, data: DreamBoothData, title: str) -> dict[
     """
     layer = next(layer for part in module.model.trainable.values() for _, layer in adapted(part))
     rank, scale, side = layer.r[ADAPTER], layer.scaling[ADAPTER], data.resolution_px
-    return {
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{architecture(module.model)}/lora",
-        "modelspec.implementation": "diffusers",
+    spec = modelspec(module.model, side)
+    return spec | {
+        "modelspec.architecture": spec["modelspec.architecture"] + "/lora",
         "modelspec.title": title,
-        "modelspec.resolution": f"{side}x{side}",
-        "modelspec.prediction_type": {"epsilon": "epsilon", "v_prediction": "v"}[module.model.prediction_type],
         "modelspec.trigger_phrase": ", ".join(concept.instance_prompt for concept in data.concepts),
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),
         "ss_network_alpha": f"{scale * rank:g}",
-        "ss_base_model_version": "sd_v2" if architecture(module.model).startswith("stable-diffusion-v2") else "sd_v1",
+        "ss_base_model_version": "sd_v2" if "-v2" in spec["modelspec.architecture"] else "sd_v1",
         "ss_sd_model_name": Path(module.files.pretrained).name,
         "ss_output_name": title,
         "ss_steps": str(module.global_step),

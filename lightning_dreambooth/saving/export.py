@@ -9,6 +9,7 @@ from lightning_dreambooth.datamodule import DreamBoothData
 from lightning_dreambooth.evaluation.history import MetricsRow
 from lightning_dreambooth.evaluation.tables import write_json
 from lightning_dreambooth.files import replaced
+from lightning_dreambooth.models.diffusers_folder import save_folder
 from lightning_dreambooth.models.lora_files import save_lora
 from lightning_dreambooth.models.model_files import ModelFiles
 from lightning_dreambooth.module import DreamBooth
@@ -45,7 +46,7 @@ def export(
     """
     with replaced(folder) as beside, module.averaged():
         if module.lora is None:
-            module.model.save(beside, form.dtype)
+            save_folder(module.model, beside, form.dtype)
         else:
             _write_adapters(module, data, beside, lora_name(folder), form)
         write_json(beside / RECORD, {"step": module.global_step, RESUMES: resumes})
@@ -61,7 +62,7 @@ def _write_adapters(module: DreamBooth, data: DreamBoothData, folder: Path, name
     wanted = expected(module.model, data.concepts[0].instance_prompt, computing)
     check_lora_file(wanted, module.files, folder / name)
     if form.fused:
-        module.model.save(folder, form.dtype)
+        save_folder(module.model, folder, form.dtype)
         check_folder(wanted, folder)
 
 

@@ -24,6 +24,7 @@ from lightning_dreambooth.models.lora import (
 from lightning_dreambooth.models.lora_files import check_lora, lora_tensors, read_lora, save_lora
 from lightning_dreambooth.models.model_files import ModelFiles
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
+from lightning_dreambooth.models.trained_parts import Training, prepare
 
 KINDS = [Lora(4, 6.0, targets, dora) for targets, dora in itertools.product(("attention", "all"), (False, True))]
 each_kind = pytest.mark.parametrize("lora", KINDS, ids=lambda lora: f"{lora.targets}{'-dora' * lora.dora}")
@@ -112,7 +113,7 @@ def test_fused_weights_compute_what_the_adapters_do(model: StableDiffusion, tiny
 
 @pytest.mark.parametrize("text_encoder", [False, True])
 def test_only_adapters_are_trained(model: StableDiffusion, text_encoder: bool) -> None:
-    by_part = model.train_adapters(Lora(4), text_encoder, False, 1.0, 0)
+    by_part = prepare(model, Training(text_encoder, False, Lora(4), 1.0, torch.float32, 0))
     assert list(by_part) == ["unet", "text_encoder"][: 1 + text_encoder]
     for name, weight in model.named_parameters():
         part, _, key = name.partition(".")

@@ -28,6 +28,7 @@ from helpers.single_files import (
 from safetensors.torch import load_file, save_file
 
 from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.models.diffusers_folder import save_folder
 from lightning_dreambooth.models.known_models import clip_tokenizer_files, known_configs
 from lightning_dreambooth.models.model_files import ModelFiles, locate
 from lightning_dreambooth.models.single_file_reading import OWN_KEY, as_folder, cache_folder, config_texts, read_header
@@ -55,7 +56,7 @@ def test_a_file_is_the_same_model_as_the_folder_that_it_was_written_from(
 
 def test_half_precision_files_load_as_full_precision_masters(tiny_sd: Path, tmp_path: Path) -> None:
     model = load(tiny_sd)
-    model.save(tmp_path / "folder", torch.float16)
+    save_folder(model, tmp_path / "folder", torch.float16)
     read = load(written(tiny_sd, tmp_path / "x.safetensors", torch.float16))
     assert {weight.dtype for weight in read.parameters()} == {torch.float32}
     assert_same_bits(read, load(tmp_path / "folder"))

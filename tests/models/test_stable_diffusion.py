@@ -8,6 +8,7 @@ from helpers import tiny
 from safetensors import safe_open
 
 from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.models.diffusers_folder import save_folder
 from lightning_dreambooth.models.model_files import ModelFiles
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 
@@ -47,7 +48,7 @@ def test_prompts_are_padded_to_the_full_length_as_the_pipeline_pads_them(model: 
 def test_a_plain_pipeline_loads_a_saved_model_and_draws(
     model: StableDiffusion, tmp_path: Path, dtype: torch.dtype
 ) -> None:
-    model.save(tmp_path / "saved", dtype)
+    save_folder(model, tmp_path / "saved", dtype)
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "saved")
     pipeline.set_progress_bar_config(disable=True)
     image = pipeline("a photo of sks girl", num_inference_steps=1, output_type="pt").images
@@ -55,19 +56,19 @@ def test_a_plain_pipeline_loads_a_saved_model_and_draws(
 
 
 def test_saving_and_loading_gives_the_same_weights(model: StableDiffusion, tmp_path: Path) -> None:
-    model.save(tmp_path / "saved", torch.float32)
+    save_folder(model, tmp_path / "saved", torch.float32)
     again = StableDiffusion.load(ModelFiles(str(tmp_path / "saved")))
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
 
 
 def test_half_precision_files_load_as_full_precision_masters(model: StableDiffusion, tmp_path: Path) -> None:
-    model.save(tmp_path / "saved", torch.float16)
+    save_folder(model, tmp_path / "saved", torch.float16)
     again = StableDiffusion.load(ModelFiles(str(tmp_path / "saved")))
     assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
 
 
 def test_a_saved_model_is_laid_out_for_older_readers_too(model: StableDiffusion, tmp_path: Path) -> None:
-    model.save(tmp_path / "saved", torch.float16)
+    save_folder(model, tmp_path / "saved", torch.float16)
     with safe_open(tmp_path / "saved/text_encoder/model.safetensors", "pt") as file:
         assert all(name.startswith("text_model.") for name in file.keys())  # noqa: SIM118
     assert {"vocab.json", "merges.txt"} <= {path.name for path in (tmp_path / "saved/tokenizer").iterdir()}
@@ -75,12 +76,12 @@ def test_a_saved_model_is_laid_out_for_older_readers_too(model: StableDiffusion,
 
 
 def test_a_saved_model_says_its_dtype_where_transformers_looks(model: StableDiffusion, tmp_path: Path) -> None:
-    model.save(tmp_path / "saved", torch.float16)
+    save_folder(model, tmp_path / "saved", torch.float16)
     assert json.loads((tmp_path / "saved/text_encoder/config.json").read_text())["dtype"] == "float32"
 
 
 def test_a_variant_is_loaded_by_its_name(model: StableDiffusion, tmp_path: Path) -> None:
-    model.save(tmp_path / "saved", torch.float16)
+    save_folder(model, tmp_path / "saved", torch.float16)
     for file in list((tmp_path / "saved").rglob("*.safetensors")):
         file.rename(file.with_suffix(".fp16.safetensors"))
     StableDiffusion.load(ModelFiles(str(tmp_path / "saved"), variant="fp16"))
