@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_dreambooth import optimization, randomness, resuming, trial
 from lightning_dreambooth.bounds import check_range
-from lightning_dreambooth.data.dataset import Batch, Moments, TrainingSetup
+from lightning_dreambooth.data.dataset import Batch, Moments, Prior, TrainingSetup
 from lightning_dreambooth.diffusion import objective
 from lightning_dreambooth.diffusion.requests import ImageJob, Request
 from lightning_dreambooth.diffusion.sampling import sample
@@ -26,6 +26,7 @@ from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 from lightning_dreambooth.models.tokens import TokenIds
 from lightning_dreambooth.optimization import Schedule, WeightAverage, weight_sample
 from lightning_dreambooth.settings import check_settings
+from lightning_dreambooth.teacher import Teacher
 
 
 class DreamBooth(pl.LightningModule):
@@ -36,7 +37,8 @@ class DreamBooth(pl.LightningModule):
         vae: Hub id or folder of a VAE that replaces the base model's, for encoding, sampling and export.
         revision: Git revision of a hub model.
         variant: Weight variant such as fp16; weights are trained in fp32 whatever the files hold.
-        prior_weight: Weight lambda of the prior loss (Eq. 2); 0 trains without class images.
+        prior_weight: Weight lambda of the prior loss (Eq. 2); 0 trains without it.
+        prior: Targets of class rows: class images, or what a teacher, the base, predicts for instance images.
         train_text_encoder: Whether the text encoder is trained too.
         lora: Adapters that are trained in place of the weights; null trains the weights.
         text_encoder_lr: Learning rate of the text encoder; null takes the optimizer's.
@@ -60,6 +62,7 @@ class DreamBooth(pl.LightningModule):
         revision: str | None = None,
         variant: str | None = None,
         prior_weight: float = 1.0,
+        prior: Prior = "images",
         train_text_encoder: bool = False,
         lora: Lora | None = None,
         text_encoder_lr: float | None = None,
@@ -81,6 +84,7 @@ class DreamBooth(pl.LightningModule):
         self.files = ModelFiles(pretrained, vae, revision, variant)
         self.base = BaseModel(self.files)
         self.prior_weight = prior_weight
+        self.prior = prior if prior_weight > 0 else None
         self.train_text_encoder = train_text_encoder
         self.lora = lora
         self.learning_rates = {"text_encoder": text_encoder_lr}
@@ -94,6 +98,7 @@ class DreamBooth(pl.LightningModule):
         self.gradient_checkpointing = gradient_checkpointing
         self.seed = seed
         self.ema: WeightAverage | None = None
+        self.teacher: Teacher | None = None  # for training, if the prior is one
         self.gradients: GradientRecord | None = None  # while training
         self.saved: resuming.SavedOptimizer | None = None  # of a resumed state
         check_settings(self.hparams)
@@ -109,13 +114,15 @@ class DreamBooth(pl.LightningModule):
     @property
     def training_setup(self) -> TrainingSetup:
         """The settings of this module that the datamodule needs."""
-        return TrainingSetup(self.base, self.prior_weight > 0, self.train_text_encoder, self.seed, self.noise_offset)
+        return TrainingSetup(self.base, self.prior, self.train_text_encoder, self.seed, self.noise_offset)
 
     def setup(self, stage: str) -> None:
         """Takes the base model; `trained` then holds the weights to train, by part and name."""
         self.model = self.base.take()
         settings = (self.train_text_encoder, self.gradient_checkpointing, self.lora, self.seed)
         self.trained = self.model.train_parts(*settings)
+        if self.prior == "teacher" and stage == "fit":
+            self.teacher = Teacher(self.model, [] if self.lora else self.trained)
         if self.ema_decay is not None:
             self.ema = WeightAverage(self.trained, self.ema_decay)
         self.base_sample = {part: weight_sample(named) for part, named in self.trained.items()}
@@ -123,7 +130,7 @@ class DreamBooth(pl.LightningModule):
     def release(self) -> None:
         """Frees the weights; `setup` loads them again."""
         del self.model, self.trained, self.base_sample
-        self.ema = self.gradients = None  # they hold the weights, too
+        self.ema = self.teacher = self.gradients = None  # they hold the weights, too
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """One micro-batch => the combined loss and, for the log, the instance and prior losses."""
@@ -142,9 +149,11 @@ class DreamBooth(pl.LightningModule):
         moments = images.values if isinstance(images, Moments) else model.encode(images.values)
         latents = objective.posterior_sample(moments, posterior)
         noisy = objective.add_noise(latents, noise, timesteps, alphas_bar)
+        target = objective.target(latents, noise, timesteps, alphas_bar, model.prediction_type)
+        if self.teacher is not None:
+            target = self.teacher.teach(target, model, noisy, timesteps, prompts)
         conditioning = model.embed(prompts) if isinstance(prompts, TokenIds) else prompts
         prediction = model.predict(noisy, timesteps, conditioning)
-        target = objective.target(latents, noise, timesteps, alphas_bar, model.prediction_type)
         errors = objective.squared_error(prediction, target)
         if self.snr_gamma is not None:
             errors = errors * objective.min_snr_weights(timesteps, alphas_bar, self.snr_gamma, model.prediction_type)

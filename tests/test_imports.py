@@ -35,6 +35,7 @@ STOREYS = {
     "settings": [],
     "trial": [],
     "resuming": [],
+    "teacher": [],
     "module": [],
     "datamodule": [],
     "analysis": [],
