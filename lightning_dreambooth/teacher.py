@@ -40,8 +40,8 @@ class Teacher(nn.Module):
     ) -> Float[Tensor, "rows c h w"]:  # fmt: skip
         """Targets of all rows => the same of instance rows, the first half, and the base's predictions of class rows.
 
-        Nothing in here has a gradient; gradients are not switched off, because attention would take another kernel
-        and an untrained model would not equal its teacher.
+        The predictions have no gradient. It is not switched off, because attention would take another kernel, and in
+        bf16 an untrained model would differ from its teacher.
         """
         instance, taught = target.chunk(2)
         count = len(taught)

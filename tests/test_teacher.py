@@ -1,5 +1,6 @@
 """The base as the teacher of class rows, in place of class images."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +59,7 @@ def test_an_untrained_model_equals_its_teacher_and_a_trained_one_does_not(
 ) -> None:
     settings = {"model__train_text_encoder": both, "data__batch_size": 2, "trainer__precision": precision}
     cli = run(**TEACHER, **FAST, **KINDS[kind], **settings, trainer__max_steps=1)
-    # In fp32, the last bit of a row depends on how many rows a batch has: the teacher's has half as many.
+    # In fp32, the last bit of a row depends on how many rows its batch has: half as many for the teacher.
     assert float(cli.trainer.callback_metrics["train/prior_loss"]) < 1e-12
     assert float(cli.trainer.callback_metrics["train/instance_loss"]) > 0.1
     assert cli.model.loss(batch_of(cli, 0, 1)).prior > 1e-7
@@ -67,7 +68,9 @@ def test_an_untrained_model_equals_its_teacher_and_a_trained_one_does_not(
 @each_kind
 def test_the_teacher_is_the_base_to_the_bit_however_long_is_trained(run: Run, tiny_sd: Path, kind: str) -> None:
     cli = run(**TEACHER, **FAST, **KINDS[kind])
-    base = predicted(StableDiffusion.load(ModelFiles(str(tiny_sd))).requires_grad_(True))
+    loaded = StableDiffusion.load(ModelFiles(str(tiny_sd)))
+    # The last bit of a product depends on where its weights lie in memory: as loaded, or copied.
+    base = predicted(loaded if kind == "lora" else copy.deepcopy(loaded))
     target = taught(cli.model)
     assert torch.equal(target, base)
     assert not target.requires_grad
@@ -197,12 +200,12 @@ def test_stopping_and_resuming_equals_never_stopping(run: Run, kind: str) -> Non
 
 @each_kind
 def test_gradient_checkpointing_changes_nothing(run: Run, kind: str) -> None:
-    plain, checkpointed = (
-        run(**TEACHER, **KINDS[kind], **FAST, model__gradient_checkpointing=on).model for on in (False, True)
-    )
+    settings = TEACHER | KINDS[kind] | {"model__optimizer": "torch.optim.SGD", "model__optimizer__lr": 0.1}
+    plain, checkpointed = (run(**settings, model__gradient_checkpointing=on).model for on in (False, True))
+    assert not taught(checkpointed).requires_grad
     for part, named in plain.trained.items():
         for name, weight in named.items():
-            torch.testing.assert_close(weight, checkpointed.trained[part][name], atol=1e-5, rtol=0)
+            torch.testing.assert_close(weight, checkpointed.trained[part][name], atol=1e-6, rtol=0)
 
 
 def test_each_concept_has_its_own_class_prompt(run: Run) -> None:
@@ -236,7 +239,7 @@ def test_only_training_makes_a_teacher(tiny_sd: Path) -> None:
 
 
 def test_wrong_settings_end_in_one_line(complaint: Callable[..., str]) -> None:
-    assert "'none'" in complaint(**TEACHER | {"model__prior": "none"})
+    assert "Got value: none" in complaint(**TEACHER | {"model__prior": "none"})
     for prompt in (None, " "):
         message = complaint(**TEACHER | {"data__class_prompt": prompt})
         assert (

@@ -27,8 +27,8 @@ def on_cpu(conditioning: Conditioning) -> Conditioning:
 
 
 def last_rows(conditioning: Conditioning, count: int) -> Conditioning:
-    """The conditioning of the last `count` rows."""
-    return type(conditioning)(*(field[-count:] for field in conditioning))
+    """The conditioning of the last `count` rows, without a gradient."""
+    return type(conditioning)(*(field[-count:].detach() for field in conditioning))
 
 
 def stack(prompts: Sequence[Conditioning]) -> Conditioning:
