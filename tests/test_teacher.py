@@ -12,6 +12,7 @@ from helpers import tiny
 from helpers.comparison import assert_same, left_behind
 from torch import Tensor
 
+from lightning_dreambooth.cli.main import build_job
 from lightning_dreambooth.data.dataset import Batch, Moments
 from lightning_dreambooth.data.draws import Draws
 from lightning_dreambooth.errors import InputWarning
@@ -19,6 +20,7 @@ from lightning_dreambooth.models.model_files import ModelFiles
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 from lightning_dreambooth.models.tokens import TokenIds
 from lightning_dreambooth.module import DreamBooth
+from lightning_dreambooth.study.cost import fit_cost, time_job, timing_key
 
 Run = Callable[..., Any]
 CLASS = "a photo of a girl"
@@ -219,6 +221,18 @@ def test_each_concept_has_its_own_class_prompt(run: Run) -> None:
     cli = run(**TEACHER, **one, data__concepts_list="concepts.json", model__train_text_encoder=False)
     pairs = {tuple(image.prompt for image in cli.datamodule.dataset.images(i)) for i in range(8)}
     assert pairs == {("a photo of sks girl", CLASS), ("a photo of sks boy", "a photo of a boy")}
+
+
+def test_a_study_counts_the_forward_pass_of_the_teacher(here: Path, tiny_sd: Path) -> None:
+    argv = [
+        f"--model.pretrained={tiny_sd}", "--data.instance_data_dir=girl", "--data.instance_prompt=a photo of sks girl",
+        f"--data.class_prompt={CLASS}", "--data.batch_size=3", "--trainer.accumulate_grad_batches=2",
+        "--trainer.max_steps=10", "--trainer.accelerator=cpu", "--samples.steps=1",
+    ]  # fmt: skip
+    taught, images = (build_job([*argv, flag]) for flag in ("--model.prior=teacher", "--data.class_data_dir=class"))
+    assert fit_cost(taught).total - fit_cost(images).total == 10 * 3 * 2
+    assert timing_key(taught) != timing_key(images)
+    assert all(seconds > 0 for seconds in time_job(taught, 2))
 
 
 def test_a_prior_weight_of_zero_makes_no_teacher_and_no_class_rows(run: Run) -> None:
