@@ -31,8 +31,8 @@ class DreamBoothData(pl.LightningDataModule):
     Args:
         instance_prompt: Prompt of the instance images without a caption of their own.
         instance_data_dir: Folder of the instance images.
-        class_prompt: Prompt of the class images.
-        class_data_dir: Folder of the class images; filled with generated ones up to num_class_images.
+        class_prompt: Prompt of the class rows.
+        class_data_dir: Folder of the class images, filled up to num_class_images; a teacher (model.prior) needs none.
         identifier: The rare word in the instance prompt that stands for the subject or style.
         held_out_dir: Folder of further instance images that are only measured.
         concepts_list: JSON file with several concepts, in place of the six arguments above.
@@ -104,7 +104,7 @@ class DreamBoothData(pl.LightningDataModule):
         self.class_batch_size = class_batch_size
         if training_setup is None:
             raise InputError("data.training_setup is not given; take that of the module")
-        self.base, self.with_prior, self.train_text_encoder, self.seed, self.noise_offset = training_setup
+        self.base, self.prior, self.train_text_encoder, self.seed, self.noise_offset = training_setup
         self.files = self.base.files
         self.checked = False
         self.resumed = (0, 0)
@@ -132,7 +132,7 @@ class DreamBoothData(pl.LightningDataModule):
     @property
     def rows_per_sample(self) -> int:
         """Rows of each sample in a batch: an instance row and, while the prior is on, a class row."""
-        return 1 + self.with_prior
+        return 1 + (self.prior is not None)
 
     @cached_property
     def tokenizer(self) -> CLIPTokenizer:
@@ -140,14 +140,15 @@ class DreamBoothData(pl.LightningDataModule):
         return load_tokenizer(self.files.folder)
 
     def images(self, training: bool = True) -> list[ConceptImages]:
-        """The training images of each concept; class images only for training with the prior."""
-        classes = self.num_class_images if training and self.with_prior else 0
-        return dataset.concept_images(self.concepts, classes, self.num_instance_images)
+        """The training images of each concept; class rows only for training with the prior."""
+        classes = self.num_class_images if training and self.prior == "images" else 0
+        taught = training and self.prior == "teacher"
+        return dataset.concept_images(self.concepts, classes, self.num_instance_images, taught)
 
     def class_images(self) -> list[ClassImages]:
-        """The class images of each concept; none while the prior is off."""
+        """The class images of each concept; none if the prior does not need them."""
         images = []
-        for concept in self.concepts if self.with_prior else []:
+        for concept in self.concepts if self.prior == "images" else []:
             made_by = (self.class_settings, self.resolution_px, self.files.fingerprint)
             recipe = ClassImageRecipe(str(concept.class_prompt), *made_by)
             count = concept.num_class_images or self.num_class_images
@@ -166,15 +167,17 @@ class DreamBoothData(pl.LightningDataModule):
         if self.checked:
             return
         checks.check_resolution(self.resolution_px, self.files.vae_factor)
-        needs_class = self.with_prior and training
+        needs_class = self.prior == "images" and training
         checks.check_concepts(self.concepts, needs_class)
+        if self.prior == "teacher" and training:
+            checks.check_taught(self.concepts)
         image_checks.check_images(self.concepts, needs_class, self.resolution_px)
         if needs_class:
             for class_images in self.class_images():
                 class_images.missing()  # refuses those of another recipe
         sets = self.images(training)
         checks.check_enough([concept.instances for concept in sets], self.num_instance_images)
-        prompts = [image.prompt for concept in sets for image in (*concept.instances, *concept.classes)]
+        prompts = [image.prompt for concept in sets for image in (*concept.instances, *concept.class_rows)]
         prompts += [str(concept.class_prompt or "") for concept in self.concepts]
         checks.check_lengths(prompts, self.tokenizer)
         self.checked = True
@@ -198,7 +201,7 @@ class DreamBoothData(pl.LightningDataModule):
 
     def _build_dataset(self, load: Callable[[], StableDiffusion], precision: str) -> PairDataset:
         sets = self.images()
-        images = [image for concept in sets for image in concept.instances + concept.classes]
+        images = [image for concept in sets for image in concept.instances + concept.class_rows]
         self.data_digests = dataset.data_digests(sets)
         views = dataset.training_views(self.crop, self.flip, self.seed)
         prompts = sorted({"", *(image.prompt for image in images)})

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dreambooth.errors import TrainingError
-from lightning_dreambooth.optimization import Weights
+from lightning_dreambooth.models.trained_parts import TrainedWeights
 
 STABILITY_HINT = "lower the learning rate, or use trainer.precision bf16-mixed or 32"
 SCALER_SKIPS = 20  # a gradient scaler halves its first scale of 65536 to 1 in sixteen skipped steps
@@ -36,7 +36,7 @@ class GradientRecord:
         updates: Number of steps with finite gradients.
     """
 
-    def __init__(self, weights: Weights, scaled: bool, device: torch.device) -> None:
+    def __init__(self, weights: TrainedWeights, scaled: bool, device: torch.device) -> None:
         self.weights = weights
         self.tolerated = SCALER_SKIPS if scaled else 0
         self.step, self.place, self.updates, self.skipped = torch.zeros(4, dtype=torch.long, device=device)

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_dreambooth import optimization, randomness, resuming, trial
 from lightning_dreambooth.bounds import check_range
-from lightning_dreambooth.data.dataset import Batch, Moments, TrainingSetup
+from lightning_dreambooth.data.dataset import Batch, Moments, Prior, TrainingSetup
 from lightning_dreambooth.diffusion import objective
 from lightning_dreambooth.diffusion.requests import ImageJob, Request
 from lightning_dreambooth.diffusion.sampling import sample
@@ -31,6 +31,7 @@ from lightning_dreambooth.models.tokens import TokenIds
 from lightning_dreambooth.models.trained_parts import Training, prepare
 from lightning_dreambooth.optimization import Schedule, WeightAverage, weight_sample
 from lightning_dreambooth.settings import check_settings
+from lightning_dreambooth.teacher import Teacher
 
 
 class DreamBooth(pl.LightningModule):
@@ -41,7 +42,8 @@ class DreamBooth(pl.LightningModule):
         vae: Hub id or folder of a VAE that replaces the base model's, for encoding, sampling and export.
         revision: Git revision of a hub model.
         variant: Weight variant such as fp16; weights are trained in fp32 whatever the files hold.
-        prior_weight: Weight lambda of the prior loss (Eq. 2); 0 trains without class images.
+        prior_weight: Weight lambda of the prior loss (Eq. 2); 0 trains without it.
+        prior: Targets of class rows: class images, or what a teacher, the base, predicts for instance images.
         train_text_encoder: Whether the text encoder is trained too.
         lora: Adapters (LoRA) in place of the weights: their settings, or a LoRA file, of this program, kohya or
             diffusers, which `fit` goes on from and other verbs draw with; null trains the weights.
@@ -69,6 +71,7 @@ class DreamBooth(pl.LightningModule):
         revision: str | None = None,
         variant: str | None = None,
         prior_weight: float = 1.0,
+        prior: Prior = "images",
         train_text_encoder: bool = False,
         lora: Lora | str | None = None,
         lora_scale: float = 1.0,
@@ -95,6 +98,7 @@ class DreamBooth(pl.LightningModule):
         self.base_dtype: torch.dtype = getattr(torch, base_dtype)
         self.base = BaseModel(self.files)
         self.prior_weight = prior_weight
+        self.prior = prior if prior_weight > 0 else None
         self.train_text_encoder = train_text_encoder
         self.learning_rates = {"text_encoder": text_encoder_lr}
         self.stop_steps = {"text_encoder": text_encoder_stop_step}
@@ -107,6 +111,7 @@ class DreamBooth(pl.LightningModule):
         self.gradient_checkpointing = gradient_checkpointing
         self.seed = seed
         self.ema: WeightAverage | None = None
+        self.teacher: Teacher | None = None  # for training, if the prior is one
         self.gradients: GradientRecord | None = None  # while training
         self.saved: resuming.SavedOptimizer | None = None  # of a resumed state
         check_settings(self.hparams)
@@ -140,13 +145,15 @@ class DreamBooth(pl.LightningModule):
     @property
     def training_setup(self) -> TrainingSetup:
         """The settings of this module that the datamodule needs."""
-        return TrainingSetup(self.base, self.prior_weight > 0, self.train_text_encoder, self.seed, self.noise_offset)
+        return TrainingSetup(self.base, self.prior, self.train_text_encoder, self.seed, self.noise_offset)
 
     def setup(self, stage: str) -> None:
         """Takes the base model; `trained` then holds the weights to train, by part and name."""
         self.model = self.base.take()
         adapters = (self.lora, self.lora_scale, self.base_dtype, self.seed)
         self.trained = prepare(self.model, Training(self.train_text_encoder, self.gradient_checkpointing, *adapters))
+        if self.prior == "teacher" and stage == "fit":
+            self.teacher = Teacher(self.model, [] if self.lora else self.trained)
         if self.ema_decay is not None:
             self.ema = WeightAverage(self.trained, self.ema_decay)
         self.base_sample = {part: weight_sample(named) for part, named in self.trained.items()}
@@ -154,7 +161,7 @@ class DreamBooth(pl.LightningModule):
     def release(self) -> None:
         """Frees the weights; `setup` loads them again."""
         del self.model, self.trained, self.base_sample
-        self.ema = self.gradients = None  # they hold the weights, too
+        self.ema = self.teacher = self.gradients = None  # they hold the weights, too
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """One micro-batch => the combined loss and, for the log, the instance and prior losses."""
@@ -173,9 +180,11 @@ class DreamBooth(pl.LightningModule):
         moments = images.values if isinstance(images, Moments) else model.encode(images.values)
         latents = objective.posterior_sample(moments, posterior)
         noisy = objective.add_noise(latents, noise, timesteps, alphas_bar)
+        target = objective.target(latents, noise, timesteps, alphas_bar, model.prediction_type)
+        if self.teacher is not None:
+            target = self.teacher.teach(target, model, noisy, timesteps, prompts)
         conditioning = model.embed(prompts) if isinstance(prompts, TokenIds) else prompts
         prediction = model.predict(noisy, timesteps, conditioning)
-        target = objective.target(latents, noise, timesteps, alphas_bar, model.prediction_type)
         errors = objective.squared_error(prediction, target)
         if self.snr_gamma is not None:
             errors = errors * objective.min_snr_weights(timesteps, alphas_bar, self.snr_gamma, model.prediction_type)

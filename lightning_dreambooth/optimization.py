@@ -1,7 +1,4 @@
-"""Parameter groups, learning rates, moving average and relative change of the trained weights.
-
-`Weights` maps each part (`unet`, `text_encoder`) to its trained weights by name.
-"""
+"""Parameter groups, learning rates, moving average and relative change of the trained weights."""
 
 import math
 import sys
@@ -15,9 +12,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.models.trained_parts import TrainedWeights
 
 Schedule = Literal["constant", "linear", "cosine"]
-Weights = Mapping[str, Mapping[str, nn.Parameter]]
 
 MAX_SAMPLED = 4096  # numbers compared of each parameter: enough for two digits, few beside all weights
 
@@ -38,7 +35,7 @@ def learning_rate_factor(
     return factor
 
 
-def parameter_groups(weights: Weights, learning_rates: Mapping[str, float | None]) -> list[dict[str, Any]]:
+def parameter_groups(weights: TrainedWeights, learning_rates: Mapping[str, float | None]) -> list[dict[str, Any]]:
     """One parameter group per part; a part without its own learning rate takes the optimizer's."""
     groups = []
     for part, named in weights.items():
@@ -95,7 +92,7 @@ class WeightAverage(nn.Module):
         updates: Number of updates; a buffer in states, but counted here, where the host need not wait to read it.
     """
 
-    def __init__(self, weights: Weights, decay: float) -> None:
+    def __init__(self, weights: TrainedWeights, decay: float) -> None:
         super().__init__()
         self.decay = decay
         self.updates = 0

@@ -30,13 +30,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "default": {},
     "pixels": EVERYTHING | {"cache_latents": False, "accumulate_grad_batches": 2},
     "fused": EVERYTHING | {"optimizer": lambda groups: torch.optim.AdamW(groups, lr=1e-5, fused=True)},
+    "teacher": EVERYTHING | {"prior": "teacher"},
     "8-bit": {"optimizer": lambda groups: bitsandbytes.optim.AdamW8bit(groups, lr=1e-5), "ema_decay": 0.9},
 }
 CELLS = [
     ("bf16-mixed", "default"),
     *(pytest.param(*cell, marks=pytest.mark.slow) for cell in [
         ("bf16-mixed", "8-bit"), ("32", "fused"), ("16-mixed", "pixels"), ("16-mixed", "fused"),
-        ("bf16-mixed", "pixels")]),
+        ("bf16-mixed", "pixels"), ("bf16-mixed", "teacher"), ("16-mixed", "teacher")]),
 ]  # fmt: skip
 
 
@@ -65,8 +66,8 @@ def waits_of(here: Path, model: Path, precision: str, kind: dict[str, Any]) -> C
     with fake_cuda() as device:
         module = DreamBooth(str(model), **kind)
         data = DreamBoothData(
-            "a photo of sks girl", "girl", "a photo of a girl", "class", num_class_images=2,
-            cache_latents=cache_latents, training_setup=module.training_setup,
+            "a photo of sks girl", "girl", "a photo of a girl", None if "prior" in kind else "class",
+            num_class_images=2, cache_latents=cache_latents, training_setup=module.training_setup,
         )  # fmt: skip
         steps = Steps(device)
         settings = TRAINER_DEFAULTS | trainer_settings | {"log_every_n_steps": 100, "max_steps": 2}

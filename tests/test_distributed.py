@@ -92,6 +92,21 @@ def test_two_processes_do_what_one_does(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("adapters", [{}, {"model__lora__rank": 4}], ids=["full", "lora"])
+def test_two_processes_have_the_teacher_of_one(folder: Path, adapters: dict[str, int]) -> None:
+    # By its first step Adam turns rounding errors into steps, so plain gradient descent.
+    settings = adapters | {
+        "model__prior": "teacher", "data__class_data_dir": "null", "model__prior_weight": 10,
+        "model__optimizer": "torch.optim.SGD", "model__optimizer__lr": 0.1,
+    }  # fmt: skip
+    together(folder, *words("two", 2, **settings))
+    alone(folder, *words("one", 4, **settings))
+    assert torch.equal(weights(folder, "two", 0), weights(folder, "two", 1))
+    assert (weights(folder, "two") - weights(folder, "one")).abs().max() < BOUND
+    assert losses(folder, "two") == pytest.approx(losses(folder, "one"), rel=1e-3)
+
+
+@pytest.mark.slow
 def test_a_run_stopped_on_two_processes_is_resumed_on_one(folder: Path) -> None:
     together(folder, *words("whole", 2))
     together(folder, *words("half", 2, trainer__limit_train_batches=2))

@@ -36,6 +36,7 @@ STOREYS = {
     "settings": [],
     "trial": [],
     "resuming": [],
+    "teacher": [],
     "module": [],
     "datamodule": [],
     "analysis": [],

@@ -83,6 +83,25 @@ def check_concept(concept: Concept, needs_class: bool) -> None:
         warn(f"the identifier {concept.identifier!r} does not occur in the prompt {concept.instance_prompt!r}")
 
 
+def check_taught(concepts: Sequence[Concept]) -> None:
+    """Checks what a teacher needs of each concept.
+
+    Raises:
+        InputError: if one has no class prompt.
+
+    Warns:
+        InputWarning: if one has class images, which are not read.
+    """
+    for concept in concepts:
+        if not (concept.class_prompt or "").strip():
+            raise InputError(
+                f"concept {concept.instance_prompt!r} has no class_prompt, which model.prior: teacher needs; "
+                "give it or set model.prior_weight to 0"
+            )
+    unread = [concept.class_data_dir for concept in concepts if concept.class_data_dir]
+    warn_of_kind([f"class_data_dir {folder} is not read: model.prior is teacher" for folder in unread])
+
+
 def check_folders(concepts: Sequence[Concept], keys: Sequence[str]) -> None:
     """Raises InputError if a folder, by whatever path, is named by two of the keys."""
     named: dict[Path, str] = {}

@@ -20,8 +20,8 @@ class Concept:
     Args:
         instance_prompt: Prompt of the instance images that have no caption of their own.
         instance_data_dir: Folder of the instance images.
-        class_prompt: Prompt of the class images; needed while the prior is on.
-        class_data_dir: Folder of the class images, filled when it holds too few; needed while the prior is on.
+        class_prompt: Prompt of the class rows; needed while the prior is on.
+        class_data_dir: Folder of the class images, filled when it holds too few; needed if the prior is of images.
         identifier: The rare word that stands for the subject or style.
         num_class_images: Number of class images of this concept, if not that of the others.
         weight: Number of samples from this concept in every round of `sum of weights` samples.

@@ -21,18 +21,34 @@ from lightning_dreambooth.models.tokens import TokenIds, without_repeats
 
 RANDOM_CROPS = 8  # places a random crop chooses from, so that cached and live images are the same
 HALVES = ("instance", "class")  # the halves of a batch, in this order
+Prior = Literal["images", "teacher"]
 
 
 class ConceptImages(NamedTuple):
-    """The images of one concept; `classes` is empty while the prior is off."""
+    """The images of one concept.
+
+    Attributes:
+        instances: The instance images.
+        classes: The class images; empty while none are trained on.
+        weight: Number of samples in every round.
+        taught_prompt: The class prompt, if a teacher is trained with; else None.
+    """
 
     instances: list[TrainingImage]
     classes: list[TrainingImage]
     weight: int = 1
+    taught_prompt: str | None = None
+
+    @property
+    def class_rows(self) -> list[TrainingImage]:
+        """What class rows show: class images or, with a teacher, the instance images with the class prompt."""
+        if self.taught_prompt is None:
+            return self.classes
+        return [TrainingImage(image.path, self.taught_prompt) for image in self.instances]
 
 
 def concept_images(
-    concepts: Sequence[Concept], num_class_images: int, num_instance_images: int | None = None
+    concepts: Sequence[Concept], num_class_images: int, num_instance_images: int | None = None, taught: bool = False
 ) -> list[ConceptImages]:
     """The training images of each concept.
 
@@ -40,12 +56,14 @@ def concept_images(
         concepts: The concepts.
         num_class_images: Class images of each concept that does not set its own number; 0 leaves out all class images.
         num_instance_images: Instance images of each concept, the first by name; None takes all.
+        taught: Whether a teacher is trained with.
     """
     sets = []
     for concept in concepts:
         count = concept.num_class_images or num_class_images
         classes = class_images(concept)[:count] if num_class_images else []
-        sets.append(ConceptImages(instance_images(concept)[:num_instance_images], classes, concept.weight))
+        instances, prompt = instance_images(concept)[:num_instance_images], concept.class_prompt if taught else None
+        sets.append(ConceptImages(instances, classes, concept.weight, prompt))
     return sets
 
 
@@ -53,7 +71,7 @@ def data_digests(concepts: Sequence[ConceptImages]) -> dict[str, str]:
     """SHA-256 of image contents and of prompts, 16 hex digits each, by half and concept."""
     digests = {}
     for number, concept in enumerate(concepts, start=1):
-        for half, images in zip(HALVES, (concept.instances, concept.classes), strict=True):
+        for half, images in zip(HALVES, (concept.instances, concept.class_rows), strict=True):
             contents = [sha256(image.path) for image in images]
             prompts = [image.prompt for image in images]
             for name, texts in {"images": contents, "prompts": prompts}.items():
@@ -67,14 +85,14 @@ class TrainingSetup(NamedTuple):
 
     Attributes:
         base: The base model, which the module takes over when the data is ready.
-        with_prior: Whether class images are trained on.
+        prior: Whether class rows show class images or a teacher gives their targets; None trains without them.
         train_text_encoder: Whether the text encoder is trained, so that prompts stay token ids.
         seed: Seed of all draws.
         noise_offset: Strength of the per-channel noise offset.
     """
 
     base: BaseModel
-    with_prior: bool
+    prior: Prior | None
     train_text_encoder: bool
     seed: int
     noise_offset: float
@@ -173,24 +191,29 @@ class PairDataset(Dataset[Sample]):
         self.draw = draw
         self.cache = cache
         self.cycle = concept_cycle([concept.weight for concept in concepts])
+        self.taught = any(concept.taught_prompt is not None for concept in concepts)
 
     def images(self, index: int) -> tuple[TrainingImage, ...]:
-        """The instance image of a sample and, while the prior is on, the class image it is paired with."""
+        """The instance image of a sample and, while the prior is on, the image of the class row it is paired with."""
         turn, slot = divmod(index, len(self.cycle))
         c, j = self.cycle[slot]
-        instances, classes, weight = self.concepts[c]
-        visit = turn * weight + j
-        pair = [instances[randomness.visit(self.seed, f"instance {c}", visit, len(instances))]]
-        if classes:
-            pair.append(classes[randomness.visit(self.seed, f"class {c}", visit, len(classes))])
-        return tuple(pair)
+        concept = self.concepts[c]
+        visit = turn * concept.weight + j
+        return tuple(
+            images[randomness.visit(self.seed, f"{self._drawn_as(half)} {c}", visit, len(images))]
+            for half, images in zip(HALVES, (concept.instances, concept.class_rows), strict=True) if images
+        )  # fmt: skip
+
+    def _drawn_as(self, half: str) -> str:
+        """The half whose draws a row has: with a teacher, a class row repeats its instance row but for the prompt."""
+        return "instance" if self.taught else half
 
     def __getitem__(self, index: int) -> Sample:
         rows = zip(HALVES, self.images(index), strict=False)
         return Sample(index, tuple(self._row(index, half, image) for half, image in rows))
 
     def _row(self, index: int, half: str, image: TrainingImage) -> Row:
-        view = self.views[int(randomness.integers(self.seed, f"view {half}", [index], len(self.views)))]
+        view = self.views[int(randomness.integers(self.seed, f"view {self._drawn_as(half)}", [index], len(self.views)))]
         dropped = randomness.chance(self.seed, f"caption dropout {half}", index, self.caption_dropout)
         prompt = "" if dropped else image.prompt
         if self.cache is None:
@@ -210,5 +233,5 @@ class PairDataset(Dataset[Sample]):
             halves=halves,
             images=Pixels(images) if self.cache is None else Moments(images),
             prompts=without_repeats(torch.stack(ids)) if ids else stack(encoded),
-            draws=self.draw(indices, halves),
+            draws=self.draw(indices, [self._drawn_as(half) for half in halves]),
         )

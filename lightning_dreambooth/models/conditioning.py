@@ -26,6 +26,11 @@ def on_cpu(conditioning: Conditioning) -> Conditioning:
     return type(conditioning)(*(field.float().cpu() for field in conditioning))
 
 
+def last_rows(conditioning: Conditioning, count: int) -> Conditioning:
+    """The conditioning of the last `count` rows, without a gradient."""
+    return type(conditioning)(*(field[-count:].detach() for field in conditioning))
+
+
 def stack(prompts: Sequence[Conditioning]) -> Conditioning:
     """Single prompts => rows."""
     return type(prompts[0])(*(torch.stack(fields) for fields in zip(*prompts, strict=True)))

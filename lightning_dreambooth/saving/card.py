@@ -22,6 +22,7 @@ def model_card(module: DreamBooth, data: DreamBoothData, folder: Path, metrics: 
     concepts = "\n".join(
         f"- `{concept.instance_prompt}`: {len(images.instances)} instance images"
         + (f", with {len(images.classes)} class images of `{concept.class_prompt}`" if images.classes else "")
+        + (f", with the base as teacher of `{images.taught_prompt}`" if images.taught_prompt else "")
         for concept, images in zip(data.concepts, data.dataset.concepts, strict=True)
     )
     trained = " and ".join(name.replace("_", " ").replace("unet", "UNet") for name in module.trained)

@@ -24,17 +24,19 @@ class Cost(NamedTuple):
     Attributes:
         steps: Optimizer steps.
         rows: Rows trained in each step.
+        taught: Rows of each step whose target a teacher predicts.
         evaluations: UNet evaluations for images.
     """
 
     steps: int = 0
     rows: int = 0
+    taught: int = 0
     evaluations: int = 0
 
     @property
     def total(self) -> int:
         """The whole cost in UNet evaluations."""
-        return self.steps * self.rows * TRAINING_ROW + self.evaluations
+        return self.steps * (self.rows * TRAINING_ROW + self.taught) + self.evaluations
 
 
 def fit_cost(job: Job) -> Cost:
@@ -43,7 +45,9 @@ def fit_cost(job: Job) -> Cost:
     probes = fidelity.measurement.probes if fidelity.measurement else []
     measured = unet_evaluations(probe.request for probe in probes) * -(-steps // fidelity.every_n_steps)
     grids = unet_evaluations(samples.requests(job.data.concepts)) * (1 + -(-steps // samples.every_n_steps))
-    return Cost(steps, _rows(job) * job.trainer.accumulate_grad_batches, measured + grids)
+    accumulated = job.trainer.accumulate_grad_batches
+    taught = job.data.batch_size * accumulated if job.data.prior == "teacher" else 0
+    return Cost(steps, _rows(job) * accumulated, taught, measured + grids)
 
 
 def _rows(job: Job) -> int:
@@ -61,7 +65,7 @@ def room_for_fit(job: Job) -> int:
 def timing_key(job: Job) -> tuple[object, ...]:
     """Everything that the time of a step depends on; variants with equal keys are timed once."""
     data, module, trainer = job.data, job.module, job.trainer
-    trained = (module.train_text_encoder, module.lora, module.gradient_checkpointing)
+    trained = (module.train_text_encoder, module.lora, module.gradient_checkpointing, data.prior)
     rows = (_rows(job), trainer.accumulate_grad_batches)
     return data.files.pretrained, data.resolution_px, str(trainer.precision), *trained, *rows
 
