@@ -19,8 +19,8 @@ STOREYS = {
     "randomness": [],
     "models": [
         "configs", "noise_schedule", "tokens", "weight_files", "hub", "supported", "original_layout", "known_models",
-        "single_file_reading", "model_files", "attention", "conditioning", "lora", "lora_files", "stable_diffusion",
-        "single_file", "base_model",
+        "single_file_reading", "model_files", "attention", "conditioning", "lora", "lora_files", "lora_extraction",
+        "stable_diffusion", "trained_parts", "diffusers_folder", "single_file", "base_model",
     ],
     "diffusion": ["requests", "cost", "objective", "sampling"],
     "data": [
@@ -40,7 +40,7 @@ STOREYS = {
     "module": [],
     "datamodule": [],
     "analysis": [],
-    "saving": ["runs", "checkpoint_io", "order", "states", "export"],
+    "saving": ["runs", "checkpoint_io", "order", "states", "reading_back", "card", "export"],
     "callbacks": [
         "cadence", "loggers", "monitor", "signals", "samples", "measurement", "validation", "paper_benchmark",
         "checkpointing",
@@ -62,8 +62,9 @@ ONLY_IN = {
     "huggingface_hub": {"models.hub"},
     "diffusers": {
         "models.attention", "models.noise_schedule", "models.lora_files", "models.single_file_reading",
-        "models.stable_diffusion", "diffusion.sampling",
+        "models.stable_diffusion", "models.diffusers_folder", "diffusion.sampling", "saving.reading_back",
     },
+    "peft": {"models.lora"},
     "transformers": {"models", "data.checks", "datamodule", "evaluation.encoder_files"},
     "jsonargparse": {"cli.parser", "cli.commands", "cli.main", "study.reading", "study.cli"},
     "matplotlib": {"study.plots"},

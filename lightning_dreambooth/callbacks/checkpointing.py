@@ -15,6 +15,7 @@ from lightning_dreambooth.data.checks import check_positive
 from lightning_dreambooth.datamodule import DreamBoothData
 from lightning_dreambooth.evaluation.history import MetricsRow, best_first
 from lightning_dreambooth.files import check_room
+from lightning_dreambooth.models.original_layout import check_layout
 from lightning_dreambooth.module import DreamBooth
 from lightning_dreambooth.saving.checkpoint_io import RESUMES
 from lightning_dreambooth.saving.export import METRICS_FILE, ExportFormat, export
@@ -36,6 +37,7 @@ class Checkpointing(Callback):
         keep_best: Number of exports with the highest `fidelity` scores to keep too; written when measured.
         dtype: Number format of the exported weights.
         fused: Whether a run that trains adapters exports, besides the LoRA file, a diffusers folder with them fused.
+        single_file: Whether an export also holds the whole model as one file, for ComfyUI and others.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Checkpointing(Callback):
         keep_best: int = 1,
         dtype: Literal["float16", "float32"] = "float16",
         fused: bool = False,
+        single_file: bool = False,
     ) -> None:
         counts = {"every_n_steps": every_n_steps, "keep_states": keep_states, "keep_exports": keep_exports}
         check_positive("checkpoint", counts | {"keep_best": keep_best})
@@ -53,7 +56,7 @@ class Checkpointing(Callback):
         self.keep_states = keep_states
         self.keep_exports = keep_exports
         self.keep_best = keep_best
-        self.form = ExportFormat(getattr(torch, dtype), fused)
+        self.form = ExportFormat(getattr(torch, dtype), fused, single_file)
         self.saved_step = 0
         self.resumes = 0
 
@@ -70,8 +73,11 @@ class Checkpointing(Callback):
         """Checks that the disk has room for a state and an export."""
         if trainer.is_global_zero:
             trained = sum(weight.numel() for named in pl_module.trained.values() for weight in named.values())
-            only_adapters = pl_module.lora is not None and not self.form.fused
-            exported = trained if only_adapters else sum(weight.numel() for weight in pl_module.model.parameters())
+            if self.form.single_file:
+                check_layout(pl_module.model.unet.config, pl_module.model.vae.config)
+            whole = sum(weight.numel() for weight in pl_module.model.parameters())
+            exported = trained if pl_module.lora else whole
+            exported += whole * (self.form.single_file + (self.form.fused and pl_module.lora is not None))
             copies = 3 if pl_module.ema is None else 4  # weights, Adam's two moments, average
             check_room(output_folder(trainer), trained * copies * FLOAT32_BYTES + exported * self.form.dtype.itemsize)
 

@@ -12,14 +12,16 @@ from lightning_dreambooth.files import replaced
 from lightning_dreambooth.models.diffusers_folder import save_folder
 from lightning_dreambooth.models.lora_files import save_lora
 from lightning_dreambooth.models.model_files import ModelFiles
+from lightning_dreambooth.models.single_file import save_single_file
 from lightning_dreambooth.module import DreamBooth
 from lightning_dreambooth.saving.card import lora_metadata, model_card
 from lightning_dreambooth.saving.checkpoint_io import RESUMES
 from lightning_dreambooth.saving.order import RECORD
-from lightning_dreambooth.saving.reading_back import check_folder, check_lora_file, expected
+from lightning_dreambooth.saving.reading_back import check_folder, check_lora_file, check_single_file, expected
 
 METRICS_FILE = "validation.json"
 LORA_FILE = "{}-lora.safetensors"  # with the name of the run
+SINGLE_FILE = "{}.safetensors"
 
 
 class ExportFormat(NamedTuple):
@@ -28,10 +30,12 @@ class ExportFormat(NamedTuple):
     Attributes:
         dtype: Number format of the weights.
         fused: Whether a run that trains adapters also writes a diffusers folder with them added to the weights.
+        single_file: Whether the whole model is written as one file, too.
     """
 
     dtype: torch.dtype
     fused: bool
+    single_file: bool
 
 
 def export(
@@ -42,13 +46,10 @@ def export(
     `metrics` are those of this step, empty if nothing was measured; `resumes` counts how often the run was resumed.
 
     Raises:
-        TrainingError: if writing fails, or diffusers does not read back from a LoRA run what the module computes.
+        TrainingError: if writing fails, or diffusers does not read back from a file what the module computes.
     """
     with replaced(folder) as beside, module.averaged():
-        if module.lora is None:
-            save_folder(module.model, beside, form.dtype)
-        else:
-            _write_adapters(module, data, beside, lora_name(folder), form)
+        _write_weights(module, data, beside, folder.parent.parent.name, form)
         write_json(beside / RECORD, {"step": module.global_step, RESUMES: resumes})
         card = model_card(module, data, folder, metrics, lora_name(folder))
         (beside / "README.md").write_text(card, encoding="utf-8")
@@ -56,14 +57,26 @@ def export(
             write_json(beside / METRICS_FILE, metrics)
 
 
-def _write_adapters(module: DreamBooth, data: DreamBoothData, folder: Path, name: str, form: ExportFormat) -> None:
-    save_lora(module.model.trainable, folder / name, form.dtype, lora_metadata(module, data, Path(name).stem))
-    computing = module.trainer.precision_plugin.forward_context()
-    wanted = expected(module.model, data.concepts[0].instance_prompt, computing)
-    check_lora_file(wanted, module.files, folder / name)
-    if form.fused:
-        save_folder(module.model, folder, form.dtype)
-        check_folder(wanted, folder)
+def _write_weights(module: DreamBooth, data: DreamBoothData, folder: Path, run: str, form: ExportFormat) -> None:
+    """Writes the weights in all chosen ways; but for a folder alone, diffusers must read back what the module computes.
+
+    A folder is what `from_pretrained` reads, and loads as it is.
+    """
+    model = module.model
+    if module.lora is None or form.fused:
+        save_folder(model, folder, form.dtype)
+    if module.lora is None and not form.single_file:
+        return
+    wanted = expected(model, data.concepts[0].instance_prompt, module.trainer.precision_plugin.forward_context())
+    if module.lora is not None:
+        lora = folder / LORA_FILE.format(run)
+        save_lora(model.trainable, lora, form.dtype, lora_metadata(module, data, lora.stem))
+        check_lora_file(wanted, module.files, lora)
+        if form.fused:
+            check_folder(wanted, folder)
+    if form.single_file:
+        save_single_file(model, folder / SINGLE_FILE.format(run), form.dtype)
+        check_single_file(wanted, model, folder / SINGLE_FILE.format(run))
 
 
 def lora_name(export_folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from lightning_dreambooth import randomness
 from lightning_dreambooth.errors import TrainingError
+from lightning_dreambooth.models.diffusers_folder import save_configs
 from lightning_dreambooth.models.lora import adapted, without_adapters
 from lightning_dreambooth.models.lora_files import count_layers, quiet
 from lightning_dreambooth.models.model_files import ModelFiles
@@ -74,6 +76,14 @@ def check_lora_file(wanted: Expected, base: ModelFiles, file: Path) -> None:
 def check_folder(wanted: Expected, folder: Path) -> None:
     """Raises TrainingError unless diffusers predicts with the pipeline in a folder what is wanted."""
     _check(wanted, StableDiffusionPipeline.from_pretrained(folder, low_cpu_mem_usage=False), folder)
+
+
+def check_single_file(wanted: Expected, model: StableDiffusion, file: Path) -> None:
+    """Raises TrainingError unless diffusers predicts with a single file and a model's configs what is wanted."""
+    with TemporaryDirectory() as configs:
+        save_configs(model, Path(configs))
+        read = StableDiffusionPipeline.from_single_file(str(file), config=configs, local_files_only=True)
+    _check(wanted, read, file)
 
 
 @torch.no_grad()
