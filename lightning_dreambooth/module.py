@@ -133,9 +133,8 @@ class DreamBooth(pl.LightningModule):
         """
         if self.base_dtype != torch.float32 and precision != "bf16-mixed":
             raise InputError(f"model.base_dtype bfloat16 needs trainer.precision bf16-mixed; it is {precision}")
-        trained = {"unet", "text_encoder"} if self.train_text_encoder else {"unet"}
         if isinstance(self.lora, Path):
-            check_lora(self.lora, self.files.folder, trained if training else None)
+            check_lora(self.lora, self.files.folder, self.train_text_encoder if training else None)
 
     @property
     def tuned_files(self) -> ModelFiles:

@@ -20,7 +20,8 @@ STOREYS = {
     "models": [
         "configs", "noise_schedule", "tokens", "weight_files", "hub", "supported", "original_layout", "known_models",
         "single_file_reading", "model_files", "attention", "conditioning", "lora", "lora_files", "lora_extraction",
-        "stable_diffusion", "trained_parts", "diffusers_folder", "single_file", "base_model",
+        "stable_diffusion", "trained_parts", "diffusers_folder", "single_file", "reading_back",
+        "base_model",
     ],
     "diffusion": ["requests", "cost", "objective", "sampling"],
     "data": [
@@ -40,7 +41,7 @@ STOREYS = {
     "module": [],
     "datamodule": [],
     "analysis": [],
-    "saving": ["runs", "checkpoint_io", "order", "states", "reading_back", "card", "export"],
+    "saving": ["runs", "checkpoint_io", "order", "states", "card", "export"],
     "callbacks": [
         "cadence", "loggers", "monitor", "signals", "samples", "measurement", "validation", "paper_benchmark",
         "checkpointing",
@@ -62,7 +63,7 @@ ONLY_IN = {
     "huggingface_hub": {"models.hub"},
     "diffusers": {
         "models.attention", "models.noise_schedule", "models.lora_files", "models.single_file_reading",
-        "models.stable_diffusion", "models.diffusers_folder", "diffusion.sampling", "saving.reading_back",
+        "models.stable_diffusion", "models.diffusers_folder", "diffusion.sampling", "models.reading_back",
     },
     "peft": {"models.lora"},
     "transformers": {"models", "data.checks", "datamodule", "evaluation.encoder_files"},
@@ -125,8 +126,8 @@ def test_nobody_outside_of_models_reaches_for_a_network(room: str) -> None:
     tree = ast.parse((FOLDER / f"{room.replace('.', '/')}.py").read_text())
     assert [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr in networks] == []
     words = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and node.value in networks]
-    # The module names the text encoder in its own settings, and the card of an export writes the UNet as people do.
-    assert {*words} <= {"module": {"text_encoder"}, "saving.export": {"unet"}}.get(room, set())
+    # The module names the text encoder in its own settings, and a model card writes the UNet as people do.
+    assert {*words} <= {"module": {"text_encoder"}, "saving.card": {"unet"}}.get(room, set())
 
 
 @pytest.mark.parametrize("room", files())

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from lightning_dreambooth.errors import TrainingError
 from lightning_dreambooth.models.lora import adapted
-from lightning_dreambooth.saving.reading_back import check_folder, check_lora_file, expected
+from lightning_dreambooth.models.reading_back import check_folder, check_lora_file, expected
 
 Run = Callable[..., object]
 ADAPTERS = {

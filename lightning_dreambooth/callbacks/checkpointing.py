@@ -15,7 +15,7 @@ from lightning_dreambooth.data.checks import check_positive
 from lightning_dreambooth.datamodule import DreamBoothData
 from lightning_dreambooth.evaluation.history import MetricsRow, best_first
 from lightning_dreambooth.files import check_room
-from lightning_dreambooth.models.original_layout import check_layout
+from lightning_dreambooth.models.single_file import check_has_names
 from lightning_dreambooth.module import DreamBooth
 from lightning_dreambooth.saving.checkpoint_io import RESUMES
 from lightning_dreambooth.saving.export import METRICS_FILE, ExportFormat, export
@@ -74,7 +74,7 @@ class Checkpointing(Callback):
         if trainer.is_global_zero:
             trained = sum(weight.numel() for named in pl_module.trained.values() for weight in named.values())
             if self.form.single_file:
-                check_layout(pl_module.model.unet.config, pl_module.model.vae.config)
+                check_has_names(pl_module.model)
             whole = sum(weight.numel() for weight in pl_module.model.parameters())
             exported = trained if pl_module.lora else whole
             exported += whole * (self.form.single_file + (self.form.fused and pl_module.lora is not None))

@@ -91,13 +91,14 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-def check_lora(file: Path, base: Path, trained: set[str] | None) -> None:
+def check_lora(file: Path, base: Path, train_text_encoder: bool | None) -> None:
     """Checks a LoRA file against a base model in a folder; reads no weights of the base.
 
     Args:
         file: The LoRA file.
         base: Folder of the base model.
-        trained: The parts of which adapters will be trained; None if the file is only drawn with.
+        train_text_encoder: Whether adapters of the text encoder will be trained, besides those of the UNet; None if the
+            file is only drawn with.
 
     Raises:
         InputError: if it is no LoRA in safetensors, not of this base, or adapts other parts than are trained.
@@ -109,10 +110,12 @@ def check_lora(file: Path, base: Path, trained: set[str] | None) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, for each weight that it does not copy to the meta device
         read_lora(parts, file)
-    found = {name for name, part in parts.items() if any(adapted(part))}
-    if trained is not None and found != trained:
-        stated = str("text_encoder" in found).lower()
-        raise InputError(f"{file} adapts {' and '.join(sorted(found))}; set model.train_text_encoder to {stated}")
+    in_text_encoder = any(adapted(text_encoder))
+    if train_text_encoder not in (None, in_text_encoder):
+        also = "adapts the text encoder, too" if in_text_encoder else "does not adapt the text encoder"
+        raise InputError(f"{file} {also}; set model.train_text_encoder to {str(in_text_encoder).lower()}")
+    if train_text_encoder is not None and not any(adapted(unet)):
+        raise InputError(f"{file} does not adapt the UNet, which `fit` trains; give one that does")
 
 
 def count_layers(file: Path) -> int:

@@ -49,6 +49,11 @@ def single_file_tensors(unet: nn.Module, vae: nn.Module, text_encoder: nn.Module
     return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
 
+def check_has_names(model: StableDiffusion) -> None:
+    """Raises InputError if the original layout has no names for the blocks of a model's UNet or VAE."""
+    check_layout(model.unet.config, model.vae.config)
+
+
 def save_single_file(
     model: StableDiffusion, file: Path, dtype: torch.dtype, metadata: Mapping[str, str] | None = None
 ) -> None:

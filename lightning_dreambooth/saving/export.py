@@ -12,12 +12,12 @@ from lightning_dreambooth.files import replaced
 from lightning_dreambooth.models.diffusers_folder import save_folder
 from lightning_dreambooth.models.lora_files import save_lora
 from lightning_dreambooth.models.model_files import ModelFiles
+from lightning_dreambooth.models.reading_back import check_folder, check_lora_file, check_single_file, expected
 from lightning_dreambooth.models.single_file import save_single_file
 from lightning_dreambooth.module import DreamBooth
 from lightning_dreambooth.saving.card import lora_metadata, model_card
 from lightning_dreambooth.saving.checkpoint_io import RESUMES
 from lightning_dreambooth.saving.order import RECORD
-from lightning_dreambooth.saving.reading_back import check_folder, check_lora_file, check_single_file, expected
 
 METRICS_FILE = "validation.json"
 LORA_FILE = "{}-lora.safetensors"  # with the name of the run

@@ -223,6 +223,9 @@ def test_a_file_is_checked_against_the_parts_that_are_trained(
     file = tmp_path / "unet.safetensors"
     save_lora({"unet": trained(model, Lora(4)).unet}, file, torch.float32, {})
     check_lora(file, tiny_sd, None)
-    check_lora(file, tiny_sd, {"unet"})
-    with pytest.raises(InputError, match=r"adapts unet; set model.train_text_encoder to false"):
-        check_lora(file, tiny_sd, {"unet", "text_encoder"})
+    check_lora(file, tiny_sd, False)
+    with pytest.raises(InputError, match=r"does not adapt the text encoder; set model.train_text_encoder to false"):
+        check_lora(file, tiny_sd, True)
+    save_lora({"text_encoder": model.text_encoder}, file, torch.float32, {})
+    with pytest.raises(InputError, match=r"does not adapt the UNet"):
+        check_lora(file, tiny_sd, True)
