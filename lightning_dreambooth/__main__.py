@@ -17,6 +17,7 @@ warnings.filterwarnings("ignore", ".*have no `val_dataloader`.*")
 
 from pytorch_lightning.utilities import rank_zero_only  # noqa: E402
 
+from lightning_dreambooth.cli import exporting  # noqa: E402
 from lightning_dreambooth.cli.main import PROG, main  # noqa: E402
 from lightning_dreambooth.errors import InputWarning  # noqa: E402
 
@@ -43,6 +44,8 @@ def run() -> None:
         from lightning_dreambooth.study import cli  # imported here: the other verbs need no plots
 
         cli.main(sys.argv[2:])
+    elif sys.argv[1:2] == ["export"]:
+        exporting.main(sys.argv[2:])
     else:
         main()
 

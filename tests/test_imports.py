@@ -47,7 +47,7 @@ STOREYS = {
         "checkpointing",
     ],
     "cli": [
-        "job", "parser", "arguments", "trainer_arguments", "help", "summary", "output", "commands", "main",
+        "job", "parser", "arguments", "trainer_arguments", "help", "summary", "output", "commands", "main", "exporting",
     ],
     "study": [
         "spec", "variants", "figures", "reading", "cost", "fits", "tasks", "executors", "measuring", "results", "plots",
@@ -67,7 +67,7 @@ ONLY_IN = {
     },
     "peft": {"models.lora"},
     "transformers": {"models", "data.checks", "datamodule", "evaluation.encoder_files"},
-    "jsonargparse": {"cli.parser", "cli.commands", "cli.main", "study.reading", "study.cli"},
+    "jsonargparse": {"cli.parser", "cli.commands", "cli.main", "study.reading", "study.cli", "cli.exporting"},
     "matplotlib": {"study.plots"},
     "jinja2": {"study.page"},
     "scipy": {"evaluation.intervals"},

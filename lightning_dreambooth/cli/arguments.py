@@ -32,7 +32,10 @@ SECTIONS: dict[str, type] = {
     "checkpoint": Checkpointing,
 }
 MAX_NAME = 240  # bytes; most disks take 255, and a number may follow
-TOOLS = {"study": "run many fits from one file, and report their figures and metrics"}
+TOOLS = {
+    "study": "run many fits from one file, and report their figures and metrics",
+    "export": "write a finished model as a diffusers folder, a single file or a LoRA",
+}
 
 
 def add_sections(parser: LightningArgumentParser) -> None:

@@ -6,10 +6,9 @@ from pytorch_lightning.callbacks import Callback, Timer
 
 from lightning_dreambooth.callbacks.samples import SAMPLES
 from lightning_dreambooth.cli.job import Job
-from lightning_dreambooth.evaluation.history import best_first, describe_choice, share_of_training
-from lightning_dreambooth.saving.export import lora_name
-from lightning_dreambooth.saving.order import EXPORTS, newest_first
-from lightning_dreambooth.saving.runs import RUNS, step_name
+from lightning_dreambooth.evaluation.history import describe_choice, share_of_training
+from lightning_dreambooth.saving.export import best_export, lora_name
+from lightning_dreambooth.saving.runs import RUNS
 
 MAX_TIME = "trainer.max_time"
 
@@ -47,6 +46,5 @@ def _limit(job: Job) -> str:
 
 def _exported(job: Job, folder: Path) -> str:
     """Where the export of the best step that was exported lies, else that of the newest one."""
-    best = [folder / EXPORTS / step_name(row["step"]) for row in best_first(job.callbacks.fidelity.history)]
-    chosen = next((export for export in best if export.is_dir()), newest_first(folder / EXPORTS)[0].path)
+    chosen = best_export(folder, job.callbacks.fidelity.history)
     return f"pipeline in {chosen}" if job.module.lora is None else f"LoRA in {chosen / lora_name(chosen)}"

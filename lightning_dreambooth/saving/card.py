@@ -6,6 +6,7 @@ from lightning_dreambooth.datamodule import DreamBoothData
 from lightning_dreambooth.evaluation.history import MetricsRow
 from lightning_dreambooth.models.lora import ADAPTER, Lora, adapted
 from lightning_dreambooth.models.single_file import modelspec
+from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 from lightning_dreambooth.module import DreamBooth
 
 FOLDER = """\
@@ -66,25 +67,30 @@ def _adapters(module: DreamBooth) -> str:
     return f"{'DoRA' if module.lora.dora else 'LoRA'}, rank {module.lora.rank}, alpha {alpha:g}, {module.lora.targets}"
 
 
-def lora_metadata(module: DreamBooth, data: DreamBoothData, title: str) -> dict[str, str]:
-    """Metadata of a LoRA file, by the keys that kohya (`ss_`) and Stability's ModelSpec 1.0.0 (`modelspec.`) define.
+def lora_metadata(model: StableDiffusion, base: str, title: str, side_px: int) -> dict[str, str]:
+    """Metadata of a model's adapters, by the keys of kohya (`ss_`) and of Stability's ModelSpec 1.0.0 (`modelspec.`).
 
     Nothing in it tells of the machine: a base model that is a folder is named without the path to it.
     """
-    layer = next(layer for part in module.model.trainable.values() for _, layer in adapted(part))
-    rank, scale, side = layer.r[ADAPTER], layer.scaling[ADAPTER], data.resolution_px
-    spec = modelspec(module.model, side)
+    layer = next(layer for part in model.trainable.values() for _, layer in adapted(part))
+    rank, spec = layer.r[ADAPTER], modelspec(model, side_px)
     return spec | {
         "modelspec.architecture": spec["modelspec.architecture"] + "/lora",
         "modelspec.title": title,
-        "modelspec.trigger_phrase": ", ".join(concept.instance_prompt for concept in data.concepts),
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),
-        "ss_network_alpha": f"{scale * rank:g}",
+        "ss_network_alpha": f"{layer.scaling[ADAPTER] * rank:g}",
         "ss_base_model_version": "sd_v2" if "-v2" in spec["modelspec.architecture"] else "sd_v1",
-        "ss_sd_model_name": Path(module.files.pretrained).name,
+        "ss_sd_model_name": Path(base).name,
         "ss_output_name": title,
+        "ss_resolution": f"({side_px}, {side_px})",
+    }
+
+
+def run_metadata(module: DreamBooth, data: DreamBoothData) -> dict[str, str]:
+    """What the metadata of a LoRA file say of the run."""
+    return {
+        "modelspec.trigger_phrase": ", ".join(concept.instance_prompt for concept in data.concepts),
         "ss_steps": str(module.global_step),
         "ss_seed": str(module.seed),
-        "ss_resolution": f"({side}, {side})",
     }

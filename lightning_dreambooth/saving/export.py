@@ -1,12 +1,14 @@
 """Export of a trained model: a diffusers folder or a LoRA file, with a model card and its metrics."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from lightning_dreambooth.datamodule import DreamBoothData
-from lightning_dreambooth.evaluation.history import MetricsRow
+from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.evaluation.history import MetricsRow, best_first
 from lightning_dreambooth.evaluation.tables import write_json
 from lightning_dreambooth.files import replaced
 from lightning_dreambooth.models.diffusers_folder import save_folder
@@ -15,9 +17,10 @@ from lightning_dreambooth.models.model_files import ModelFiles
 from lightning_dreambooth.models.reading_back import check_folder, check_lora_file, check_single_file, expected
 from lightning_dreambooth.models.single_file import save_single_file
 from lightning_dreambooth.module import DreamBooth
-from lightning_dreambooth.saving.card import lora_metadata, model_card
+from lightning_dreambooth.saving.card import lora_metadata, model_card, run_metadata
 from lightning_dreambooth.saving.checkpoint_io import RESUMES
-from lightning_dreambooth.saving.order import RECORD
+from lightning_dreambooth.saving.order import EXPORTS, RECORD, newest_first
+from lightning_dreambooth.saving.runs import step_name
 
 METRICS_FILE = "validation.json"
 LORA_FILE = "{}-lora.safetensors"  # with the name of the run
@@ -70,7 +73,8 @@ def _write_weights(module: DreamBooth, data: DreamBoothData, folder: Path, run: 
     wanted = expected(model, data.concepts[0].instance_prompt, module.trainer.precision_plugin.forward_context())
     if module.lora is not None:
         lora = folder / LORA_FILE.format(run)
-        save_lora(model.trainable, lora, form.dtype, lora_metadata(module, data, lora.stem))
+        metadata = lora_metadata(model, module.files.pretrained, lora.stem, data.resolution_px)
+        save_lora(model.trainable, lora, form.dtype, metadata | run_metadata(module, data))
         check_lora_file(wanted, module.files, lora)
         if form.fused:
             check_folder(wanted, folder)
@@ -82,6 +86,19 @@ def _write_weights(module: DreamBooth, data: DreamBoothData, folder: Path, run: 
 def lora_name(export_folder: Path) -> str:
     """Name of the LoRA file in an export of a run that trains adapters."""
     return LORA_FILE.format(export_folder.parent.parent.name)
+
+
+def best_export(run: Path, history: Sequence[MetricsRow]) -> Path:
+    """The export of the best step of a run that was exported, else the newest one.
+
+    Raises:
+        InputError: if the run has no export.
+    """
+    best = [run / EXPORTS / step_name(row["step"]) for row in best_first(history)]
+    found = [*(export for export in best if export.is_dir()), *(saved.path for saved in newest_first(run / EXPORTS))]
+    if not found:
+        raise InputError(f"{run} holds no export; give a run that `fit` has finished")
+    return found[0]
 
 
 def exported_files(base: ModelFiles, export_folder: Path, lora_scale: float) -> ModelFiles:
