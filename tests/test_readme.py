@@ -5,6 +5,7 @@ import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 
 from lightning_dreambooth.cli.main import main
 from lightning_dreambooth.evaluation.metrics import METRICS, measured_by
+from lightning_dreambooth.models.lora import Lora
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,11 +43,11 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def keys() -> set[str]:
-    """Every key of `fit`, as the example's config has them."""
+    """Every key of `fit`, as the example's config has them, and those of adapters, which it does not train."""
     shown = io.StringIO()
     with redirect_stdout(shown), pytest.raises(SystemExit):
         main(["fit", "--print_config"])
-    return set(flat(yaml.safe_load(shown.getvalue())))
+    return {*flat(yaml.safe_load(shown.getvalue())), *(f"model.lora.{field.name}" for field in fields(Lora))}
 
 
 def test_the_tree_names_every_folder_and_file_at_the_top_of_the_package_and_no_other() -> None:
