@@ -38,7 +38,7 @@ class DreamBooth(pl.LightningModule):
     """Fine-tunes Stable Diffusion on instance and class images (Ruiz et al. 2023, arXiv:2208.12242).
 
     Args:
-        pretrained: Hub id or folder of the base model, in diffusers' layout.
+        pretrained: Hub id or folder of the base model in diffusers' layout, or a single file.
         vae: Hub id or folder of a VAE that replaces the base model's, for encoding, sampling and export.
         revision: Git revision of a hub model.
         variant: Weight variant such as fp16; weights are trained in fp32 whatever the files hold.
@@ -288,8 +288,10 @@ class DreamBooth(pl.LightningModule):
         """
         self.saved = resuming.saved_optimizer(checkpoint)
         resuming.start_clock(checkpoint)
-        resuming.check_weights(checkpoint["state_dict"], self._saved_weights())
-        checkpoint["state_dict"] = self.state_dict() | checkpoint["state_dict"]
+        resuming.check_adapters(checkpoint.get("hyper_parameters", {}).get("lora"), self.hparams["lora"])
+        own, saved = self.state_dict(), self._saved_weights()
+        resuming.check_weights(checkpoint["state_dict"], {name: own[name] for name in own if name in saved})
+        checkpoint["state_dict"] = own | checkpoint["state_dict"]
         resuming.end_after_last_step(checkpoint, self.trainer.accumulate_grad_batches)
 
     def _saved_weights(self) -> set[str]:

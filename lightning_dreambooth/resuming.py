@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_dreambooth import trial
 from lightning_dreambooth.distributed import rank
 from lightning_dreambooth.errors import InputError
+
+REMEDY = "resume with the model settings it was saved with"
 
 
 def optimizer_kind(optimizer: Optimizer) -> str:
@@ -86,13 +89,26 @@ def _needed(build: Callable[[Iterable[Any]], Optimizer]) -> set[str]:
     return set()
 
 
-def check_weights(saved: Mapping[str, Any], trained: set[str]) -> None:
+def check_weights(saved: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> None:
     """Raises InputError if a state does not hold exactly the weights that a run trains."""
-    if set(saved) != trained:
+    same = saved.keys() & trained.keys()
+    if saved.keys() != trained.keys():
         raise InputError(
             f"the state holds {len(saved)} trained weights, this run trains {len(trained)}, of which "
-            f"{len(set(saved) & trained)} are the same; resume with the model settings it was saved with"
+            f"{len(same)} are the same; {REMEDY}"
         )
+    if other := [name for name in saved if saved[name].shape != trained[name].shape]:
+        shapes = [list(weights[other[0]].shape) for weights in (saved, trained)]
+        raise InputError(f"the state holds {other[0]} in the shape {shapes[0]}, this run trains {shapes[1]}; {REMEDY}")
+
+
+def check_adapters(saved: Any, configured: Any) -> None:
+    """Raises InputError if the adapters of a state had other settings, some of which their weights do not show.
+
+    Both are settings, the name of a LoRA file, which may have moved, or None.
+    """
+    if saved != configured and not (isinstance(saved, str) and isinstance(configured, str)):
+        raise InputError(f"the state was trained with model.lora {saved}, this run has {configured}; {REMEDY}")
 
 
 def remove_names_of_code(checkpoint: dict[str, Any]) -> None:

@@ -22,6 +22,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     check_above_zero("model.text_encoder_lr", settings["text_encoder_lr"], FROZEN)
     check_range("model.text_encoder_stop_step", settings["text_encoder_stop_step"], 1, MAX_STEPS, FROZEN)
     check_lora_scale("model.lora_scale", settings["lora_scale"])
+    if settings["lora_scale"] != 1 and settings["lora"] is None:
+        raise InputError(f"model.lora_scale is {settings['lora_scale']:g}, but there are no adapters; give model.lora")
     if settings["base_dtype"] != "float32" and settings["lora"] is None:
         raise InputError(f"model.base_dtype is {settings['base_dtype']}, which only model.lora can train on")
     if isinstance(settings["lora"], dict):

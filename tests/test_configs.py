@@ -22,6 +22,7 @@ LAYERS = [  # what is given to `fit` together
     ["toon_two_concepts.yaml"],
     ["sd15.yaml"],
     ["sd15.yaml", "low_memory.yaml"],
+    ["sd15.yaml", "lora.yaml"],
     ["webtoon/toon.yaml", "webtoon/subject.yaml"],
     ["webtoon/toon.yaml", "webtoon/style.yaml"],
     ["webtoon/sd15.yaml", "webtoon/subject.yaml"],
@@ -80,7 +81,10 @@ def test_every_config_trains_to_an_export(
     monkeypatch.setattr("sys.argv", ["lightning_dreambooth", "fit", *words])
     finished = main()
     assert finished.folder == Path("runs", "-".join(Path(file).stem for file in files))
-    pipeline = StableDiffusionPipeline.from_pretrained(finished.folder / "exports/step-000001")
+    export = finished.folder / "exports/step-000001"
+    pipeline = StableDiffusionPipeline.from_pretrained(sd15 if "lora.yaml" in files else export)
+    if "lora.yaml" in files:
+        pipeline.load_lora_weights(export)
     assert pipeline.unet.config.sample_size == 8
 
 
@@ -113,7 +117,10 @@ def leaves(values: object, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
         yield from leaves(value, (*at, key))
 
 
-@pytest.mark.parametrize("files", [files for files in LAYERS if "low_memory.yaml" not in files], ids=named)
+OVERLAYS = {"low_memory.yaml", "lora.yaml"}  # they say what they choose, whatever the config under them may say
+
+
+@pytest.mark.parametrize("files", [files for files in LAYERS if not OVERLAYS & {*files}], ids=named)
 def test_no_config_restates_a_default(here: Path, files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     contents = [yaml.safe_load((CONFIGS / file).read_text()) for file in files]
     optimizer = contents[0].get("model", {}).get("optimizer", {"class_path": "torch.optim.AdamW"})["class_path"]
@@ -145,7 +152,7 @@ def test_measuring_costs_less_than_a_quarter_of_training(
     }  # fmt: skip
     local = [f"--{key}={value}" for key, value in settings.items()]
     shares = {name: measured_share(build_job([*words, *local])) for name, words in sd15_arguments().items()}
-    assert len(shares) == 6
+    assert len(shares) == 7
     assert {name: share for name, share in shares.items() if not 0 < share < 0.25} == {}
 
 

@@ -1,5 +1,6 @@
 """Adapters from training to their file, and from a file to images and further training, through the command line."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -135,6 +136,8 @@ def test_what_diffusers_does_not_read_back_is_not_kept(run: Run) -> None:
     ({"model__lora__alpha": 0}, "model.lora.alpha is 0.0, must be above 0 and finite; null takes the rank"),
     ({"model__lora__targets": "mlp"}, "mlp"),
     ({"model__lora__rank": 4, "model__lora_scale": 0.5}, "model.lora_scale is 0.5, must be 1 for fit"),
+    ({"model__lora_scale": 0.5}, "model.lora_scale is 0.5, but there are no adapters; give model.lora"),
+    ({"checkpoint__fused": True}, "checkpoint.fused is true, but model.lora is not given"),
     ({"model__lora": "absent.safetensors"}, "absent.safetensors cannot be read as safetensors"),
     ({"model__base_dtype": "bfloat16"}, "model.base_dtype is bfloat16, which only model.lora can train on"),
     ({"model__lora__rank": 4, "model__base_dtype": "bfloat16"}, "needs trainer.precision bf16-mixed; it is 32-true"),
@@ -143,3 +146,39 @@ def test_wrong_settings_end_in_one_line(complaint: Callable[..., str], settings:
     assert line in complaint(**settings)
     assert not Path("runs").exists()
     assert not Path("class").exists()
+
+
+@pytest.mark.parametrize(("settings", "line"), [
+    ({"model__lora__rank": 8}, "trained with model.lora {'rank': 4"),
+    ({"model__lora__alpha": 8}, "trained with model.lora {'rank': 4"),
+    ({"model__lora__rank": None}, "this run has None; resume with the model settings it was saved with"),
+])  # fmt: skip
+def test_adapters_are_not_resumed_with_other_settings(
+    run: Run, capsys: pytest.CaptureFixture[str], settings: dict[str, object], line: str
+) -> None:
+    run(**ADAPTERS, name="run")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        run(**ADAPTERS | settings | {"trainer__max_steps": 8}, name="run", ckpt_path="last")
+    assert stopped.value.code == 2
+    (refused,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert line in refused
+
+
+def test_an_export_that_is_not_read_back_loses_no_training(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lightning_dreambooth.models.reading_back.SHARE_OF_PREDICTION", -1)
+    monkeypatch.setattr("lightning_dreambooth.models.reading_back.SHARE_OF_CHANGE", -1)
+    with pytest.raises(SystemExit) as stopped:
+        run(**ADAPTERS, name="run", checkpoint__every_n_steps=2)
+    assert stopped.value.code == 1
+    assert "run-lora.safetensors is not kept" in capsys.readouterr().err
+    assert Path("runs/run/states/step-000002.ckpt").is_file()
+    assert not list(Path("runs/run").glob("exports/*"))
+    monkeypatch.undo()
+
+
+def test_a_pipe_is_not_a_lora_file(complaint: Callable[..., str]) -> None:
+    os.mkfifo("pipe")
+    assert "pipe is not a regular file" in complaint(model__lora="pipe")

@@ -13,6 +13,7 @@ from lightning_dreambooth.callbacks.loggers import flush
 from lightning_dreambooth.callbacks.validation import Fidelity
 from lightning_dreambooth.data.checks import check_positive
 from lightning_dreambooth.datamodule import DreamBoothData
+from lightning_dreambooth.errors import InputError, TrainingError
 from lightning_dreambooth.evaluation.history import MetricsRow, best_first
 from lightning_dreambooth.files import check_room
 from lightning_dreambooth.models.single_file import check_has_names
@@ -60,6 +61,11 @@ class Checkpointing(Callback):
         self.saved_step = 0
         self.resumes = 0
 
+    def check(self, module: DreamBooth) -> None:
+        """Raises InputError if what shall be exported does not exist."""
+        if self.form.fused and module.lora is None:
+            raise InputError("checkpoint.fused is true, but model.lora is not given: all weights are exported anyway")
+
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Counts how often the run was resumed."""
         if stage == "fit" and trainer.is_global_zero:
@@ -98,8 +104,13 @@ class Checkpointing(Callback):
         if not completes_step(trainer, batch_idx) or ends_early(trainer):
             return
         save = due(trainer, self.every_n_steps)
-        if save or self._export_folder(trainer) in self._best_folders(trainer):
-            self._save_export(trainer, pl_module)
+        try:
+            if save or self._export_folder(trainer) in self._best_folders(trainer):
+                self._save_export(trainer, pl_module)
+        except TrainingError:  # what was trained is not lost with an export that diffusers cannot read
+            if save:  # on every process
+                self._save_state(trainer)
+            raise
         if save:
             self._save_state(trainer)
 

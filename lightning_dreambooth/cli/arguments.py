@@ -16,7 +16,7 @@ from lightning_dreambooth.module import DreamBooth
 EXAMPLE = Path(__file__).parent.parent.parent / "configs" / "toon.yaml"
 
 VERBS = {
-    "fit": "fine-tune on instance images, with class images for prior preservation, and export the model",
+    "fit": "fine-tune on instance images, with class images for prior preservation, and export the model or a LoRA",
     "validate": "measure identity, prompt following and drift of a model or state",
     "test": "run the DreamBooth paper's protocol for one trained model and one subject",
     "predict": "draw images for prompts",

@@ -187,6 +187,7 @@ class DreamBoothCLI(LightningCLI):
         job.data.check()
         job.callbacks.samples.check(job.data)
         job.callbacks.fidelity.check(job.data)
+        job.callbacks.checkpointing.check(job.module)
         self.began = time.monotonic()
 
     def before_validate(self) -> None:

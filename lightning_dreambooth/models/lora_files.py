@@ -17,6 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.files import replaced
+from lightning_dreambooth.inputs import check_regular
 from lightning_dreambooth.models.configs import read_config
 from lightning_dreambooth.models.lora import ADAPTER, adapted
 from lightning_dreambooth.models.weight_files import save_weights
@@ -124,6 +125,7 @@ def count_layers(file: Path) -> int:
     Raises:
         InputError: if it is not safetensors, holds no LoRA, or one of a kind that is not read.
     """
+    check_regular(file)
     try:
         with safe_open(file, framework="pt") as opened:
             names = list(opened.keys())

@@ -71,7 +71,6 @@ class StableDiffusion(nn.Module):
     @classmethod
     def _load(cls, files: ModelFiles) -> "StableDiffusion":
         shared: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
-        # Without low_cpu_mem_usage=False diffusers requires accelerate, which is not needed here.
         options = shared | {"low_cpu_mem_usage": False, "torch_dtype": torch.float32}
         folder, variant = files.folder, {part: files.weights(part).variant for part in WEIGHTS}
         unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", variant=variant["unet"], **options)

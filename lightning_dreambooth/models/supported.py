@@ -15,7 +15,7 @@ from lightning_dreambooth.models.weight_files import check_readable
 SUPPORTED = "supported are text-to-image models of Stable Diffusion 1.x and 2.x"
 CONVERT = "convert it: StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
 SINGLE_FILE = f"is a model in a single file; {CONVERT}"
-LORA = "is a LoRA, which changes a model; give the model, or fuse both and save the pipeline"
+LORA = "is a LoRA, which changes a model; give the model, and the LoRA's file as model.lora"
 LORA_FILES = {"adapter_config.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors"}
 SINGLE_FILES = (".safetensors", ".ckpt")
 # Other models by a piece of a name that only their weights have, in single files.

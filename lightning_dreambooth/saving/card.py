@@ -77,7 +77,7 @@ def lora_metadata(model: StableDiffusion, base: str, title: str, side_px: int) -
     return spec | {
         "modelspec.architecture": spec["modelspec.architecture"] + "/lora",
         "modelspec.title": title,
-        "ss_network_module": "networks.lora",
+        **({} if layer.use_dora[ADAPTER] else {"ss_network_module": "networks.lora"}),  # kohya's has no DoRA
         "ss_network_dim": str(rank),
         "ss_network_alpha": f"{layer.scaling[ADAPTER] * rank:g}",
         "ss_base_model_version": "sd_v2" if "-v2" in spec["modelspec.architecture"] else "sd_v1",

@@ -58,8 +58,9 @@ def _rows(job: Job) -> int:
 def room_for_fit(job: Job) -> int:
     """Bytes on disk that a finished fit leaves: its exports, since a study removes its states."""
     checkpointing = job.callbacks.checkpointing
-    exports = checkpointing.keep_exports + checkpointing.keep_best
-    return exports * job.data.files.parameters * checkpointing.form.dtype.itemsize
+    exports, form = checkpointing.keep_exports + checkpointing.keep_best, checkpointing.form
+    models = form.single_file + (job.module.lora is None or form.fused)  # a LoRA file is small beside them
+    return exports * models * job.data.files.parameters * form.dtype.itemsize
 
 
 def timing_key(job: Job) -> tuple[object, ...]:
