@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_dreambooth import optimization, randomness, resuming, trial
 from lightning_dreambooth.bounds import check_range
+from lightning_dreambooth.data.checks import warn
 from lightning_dreambooth.data.dataset import Batch, Moments, Prior, TrainingSetup
 from lightning_dreambooth.diffusion import objective
 from lightning_dreambooth.diffusion.requests import ImageJob, Request
@@ -32,6 +33,8 @@ from lightning_dreambooth.models.trained_parts import Training, prepare
 from lightning_dreambooth.optimization import Schedule, WeightAverage, weight_sample
 from lightning_dreambooth.settings import check_settings
 from lightning_dreambooth.teacher import Teacher
+
+LOW_RATE = 2e-5  # with which adapters learn nothing in the usual number of steps
 
 
 class DreamBooth(pl.LightningModule):
@@ -110,6 +113,7 @@ class DreamBooth(pl.LightningModule):
         self.ema_decay = ema_decay
         self.gradient_checkpointing = gradient_checkpointing
         self.seed = seed
+        self.base_sample: dict[str, Tensor] = {}  # of weights that are trained themselves, from setup on
         self.ema: WeightAverage | None = None
         self.teacher: Teacher | None = None  # for training, if the prior is one
         self.gradients: GradientRecord | None = None  # while training
@@ -123,18 +127,22 @@ class DreamBooth(pl.LightningModule):
             raise InputError(f"model.lora_scale is {self.lora_scale:g}, must be 1 for fit, which trains whole adapters")
         check_range("model.warmup_steps", self.warmup_steps, 0, trainer.max_steps, "it is part of trainer.max_steps")
         tried = trial.build(self.optimizer, trainer.strategy.root_device)
+        if self.lora and (rate := tried.param_groups[0]["lr"]) < LOW_RATE:
+            warn(f"the learning rate {rate:g} is low for adapters, which need some 1e-4: give model.optimizer.lr")
         trial.step(tried)
         optimization.check_clipping(tried, _scaler(trainer), trainer.gradient_clip_val)
 
     def check_lora(self, training: bool, precision: str) -> None:
-        """Raises InputError, before a model is loaded, if a LoRA file is not of this base, or not as it is trained.
+        """Checks adapters before a model is loaded.
 
-        Or if the trainer's precision cannot compute with the number format of the frozen weights.
+        Raises:
+            InputError: if a LoRA file is not of this base, or not as it is trained; or if the trainer's precision does
+                not compute with the number format of the frozen weights.
         """
         if self.base_dtype != torch.float32 and precision != "bf16-mixed":
             raise InputError(f"model.base_dtype bfloat16 needs trainer.precision bf16-mixed; it is {precision}")
         if isinstance(self.lora, Path):
-            check_lora(self.lora, self.files.folder, self.train_text_encoder if training else None)
+            check_lora(self.lora, self.files, self.train_text_encoder if training else None)
 
     @property
     def tuned_files(self) -> ModelFiles:
@@ -155,11 +163,13 @@ class DreamBooth(pl.LightningModule):
             self.teacher = Teacher(self.model, [] if self.lora else self.trained)
         if self.ema_decay is not None:
             self.ema = WeightAverage(self.trained, self.ema_decay)
-        self.base_sample = {part: weight_sample(named) for part, named in self.trained.items()}
+        if self.lora is None:
+            self.base_sample = {part: weight_sample(named) for part, named in self.trained.items()}
 
     def release(self) -> None:
         """Frees the weights; `setup` loads them again."""
-        del self.model, self.trained, self.base_sample
+        del self.model, self.trained
+        self.base_sample = {}
         self.ema = self.teacher = self.gradients = None  # they hold the weights, too
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:

@@ -19,7 +19,8 @@ STOREYS = {
     "randomness": [],
     "models": [
         "configs", "noise_schedule", "tokens", "weight_files", "hub", "supported", "original_layout", "known_models",
-        "single_file_reading", "model_files", "attention", "conditioning", "lora", "lora_files", "lora_extraction",
+        "single_file_reading", "model_files", "attention", "conditioning", "lora", "lora_layouts", "lora_files",
+        "lora_extraction",
         "stable_diffusion", "trained_parts", "diffusers_folder", "single_file", "reading_back",
         "base_model",
     ],

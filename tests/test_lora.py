@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from lightning_dreambooth.errors import TrainingError
 from lightning_dreambooth.models.lora import adapted
+from lightning_dreambooth.models.model_files import ModelFiles
 from lightning_dreambooth.models.reading_back import check_folder, check_lora_file, expected
+from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 
 Run = Callable[..., object]
 ADAPTERS = {
@@ -55,6 +57,20 @@ def test_a_run_leaves_adapters_alone_and_diffusers_reads_them(
     pipeline.load_lora_weights(str(LORA.parent), weight_name=LORA.name)
     read = sum(1 for part in (pipeline.unet, pipeline.text_encoder) for _ in adapted(part))
     assert 3 * read == len(load_file(LORA))
+
+
+@pytest.mark.parametrize("adapters", [{}, ADAPTERS], ids=["all weights", "lora"])
+def test_an_export_also_holds_the_whole_model_as_one_file(
+    run: Run, monkeypatch: pytest.MonkeyPatch, adapters: dict[str, object]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(Path.cwd() / "home"))
+    settings = adapters | {"checkpoint__dtype": "float32", "trainer__max_steps": 6}
+    run(**settings, name="run", checkpoint__single_file=True, checkpoint__fused=bool(adapters))
+    one, folder = (
+        StableDiffusion.load(ModelFiles(str(path))) for path in (LORA.with_name("run.safetensors"), LORA.parent)
+    )
+    weights = folder.state_dict()
+    assert all(torch.equal(weight, weights[name]) for name, weight in one.state_dict().items())
 
 
 def test_metadata_name_the_base_the_trigger_and_no_place_on_this_machine(run: Run, tiny_sd: Path) -> None:
@@ -143,7 +159,7 @@ def test_what_diffusers_does_not_read_back_is_not_kept(run: Run) -> None:
     ({"model__lora__rank": 4, "model__base_dtype": "bfloat16"}, "needs trainer.precision bf16-mixed; it is 32-true"),
 ])  # fmt: skip
 def test_wrong_settings_end_in_one_line(complaint: Callable[..., str], settings: dict[str, object], line: str) -> None:
-    assert line in complaint(**settings)
+    assert line in complaint(**{"model__optimizer": "torch.optim.AdamW", "model__optimizer__lr": 1e-3} | settings)
     assert not Path("runs").exists()
     assert not Path("class").exists()
 
@@ -168,7 +184,7 @@ def test_adapters_are_not_resumed_with_other_settings(
 def test_an_export_that_is_not_read_back_loses_no_training(
     run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("lightning_dreambooth.models.reading_back.SHARE_OF_PREDICTION", -1)
+    monkeypatch.setattr("lightning_dreambooth.models.reading_back.SHARE_OF_PREDICTION", {"fp32": -1})
     monkeypatch.setattr("lightning_dreambooth.models.reading_back.SHARE_OF_CHANGE", -1)
     with pytest.raises(SystemExit) as stopped:
         run(**ADAPTERS, name="run", checkpoint__every_n_steps=2)
@@ -181,4 +197,4 @@ def test_an_export_that_is_not_read_back_loses_no_training(
 
 def test_a_pipe_is_not_a_lora_file(complaint: Callable[..., str]) -> None:
     os.mkfifo("pipe")
-    assert "pipe is not a regular file" in complaint(model__lora="pipe")
+    assert "pipe is not a regular file" in complaint("predict", model__lora="pipe")

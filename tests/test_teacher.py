@@ -29,6 +29,8 @@ FAST = {"model__optimizer": "torch.optim.AdamW", "model__optimizer__lr": 1e-3}
 KINDS: dict[str, dict[str, object]] = {"full": {}, "lora": {"model__lora__rank": 4}}
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
+pytestmark = pytest.mark.filterwarnings("ignore:the learning rate")
+
 
 def batch_of(cli: Any, *indices: int) -> Batch:
     dataset = cli.datamodule.dataset

@@ -31,6 +31,7 @@ from lightning_dreambooth.errors import InputError, Stopped
 from lightning_dreambooth.evaluation.tables import metrics_table
 from lightning_dreambooth.files import explained, sha256
 from lightning_dreambooth.inputs import expand_given
+from lightning_dreambooth.models.lora import Lora
 from lightning_dreambooth.saving.checkpoint_io import AtomicCheckpointIO
 from lightning_dreambooth.saving.runs import RUNS, default_name, is_first_process, locked, run_folder
 from lightning_dreambooth.saving.states import check_base, find_state, read_state
@@ -227,7 +228,15 @@ class DreamBoothCLI(LightningCLI):
         return kwargs if subcommand == "fit" else kwargs | {"datamodule": self.image_jobs}
 
     def _check_model(self) -> None:
-        self.job.module.check_lora(self.subcommand == "fit", str(self.trainer.precision))
+        """Checks what is trained or drawn with, and that a state belongs to it.
+
+        Raises:
+            InputError: if it cannot be, or nothing but untrained adapters would be drawn with.
+        """
+        training = self.subcommand == "fit"
+        self.job.module.check_lora(training, str(self.trainer.precision))
+        if not training and self.state_path is None and isinstance(self.job.module.lora, Lora):
+            raise InputError("model.lora says how new adapters are trained; give the file of a LoRA, or --ckpt_path")
         if self.state_path is not None:
             check_base(self.state_path, self.trained_from, self.job.data.files.fingerprint)
 

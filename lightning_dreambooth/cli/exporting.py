@@ -20,7 +20,7 @@ from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.evaluation.tables import read_csv
 from lightning_dreambooth.inputs import expand, read_text
 from lightning_dreambooth.models.diffusers_folder import save_folder
-from lightning_dreambooth.models.lora import Lora
+from lightning_dreambooth.models.lora import Targets
 from lightning_dreambooth.models.lora_extraction import extract
 from lightning_dreambooth.models.lora_files import save_lora
 from lightning_dreambooth.models.model_files import ModelFiles
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=str, required=True, help="the new folder or .safetensors file")
     parser.add_argument("--base", type=str | None, default=None, help="the base model, if the source is not in a run")
     parser.add_argument("--rank", type=int, default=32, help="of the adapters that are extracted from all weights")
-    parser.add_argument("--targets", type=Literal["attention", "all"], default="all", help="the layers with adapters")
+    parser.add_argument("--targets", type=Targets, default="all", help="the layers with adapters")
     parser.add_argument("--dtype", type=Literal["float16", "float32"], default="float16", help="of the weights")
     with exit_on_error(GracefulStop()):
         given = parser.parse_args(argv)
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
         output = _free(Path(expand(given.output)), given.format)
         source, dtype = find(expand(given.source), given.base), getattr(torch, given.dtype)
         if given.format == "lora":
-            print(write_lora(source, output, dtype, Lora(given.rank, targets=given.targets)))
+            print(write_lora(source, output, dtype, given.rank, given.targets))
         else:
             print(write_model(source.files, output, dtype, given.format))
 
@@ -134,7 +134,7 @@ def write_model(files: ModelFiles, output: Path, dtype: torch.dtype, form: str) 
     return f"{output}: {_size(output)}, read back by diffusers"
 
 
-def write_lora(source: Source, output: Path, dtype: torch.dtype, lora: Lora) -> str:
+def write_lora(source: Source, output: Path, dtype: torch.dtype, rank: int, targets: Targets) -> str:
     """Writes what a model adds to its base as a LoRA file; returns a line about what it keeps.
 
     Raises:
@@ -146,7 +146,7 @@ def write_lora(source: Source, output: Path, dtype: torch.dtype, lora: Lora) -> 
     base, tuned = StableDiffusion.load(source.base), StableDiffusion.load(source.files)
     before, after = expected(base, PROMPT).prediction, expected(tuned, PROMPT).prediction
     kept = [
-        extract(base.trainable[name], part, lora, f"adapters of {name}")
+        extract(base.trainable[name], part, rank, targets, f"adapters of {name}")
         for name, part in tuned.trainable.items() if _has_changed(base.trainable[name], part)
     ]  # fmt: skip
     if not kept:

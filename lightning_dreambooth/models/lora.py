@@ -21,6 +21,7 @@ ADAPTER = "default"
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj"]
 FEED_FORWARD = ["proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "fc1", "fc2"]
 CONVOLUTIONS = ["conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv"]
+Targets = Literal["attention", "all"]
 TARGETS = {"attention": ATTENTION, "all": ATTENTION + FEED_FORWARD + CONVOLUTIONS}
 
 
@@ -31,13 +32,14 @@ class Lora:
     Args:
         rank: Rank r of the update of each weight.
         alpha: The update is scaled by alpha / r; null takes r.
-        targets: Layers with adapters: the projections of attention, or all linear layers and convolutions of blocks.
+        targets: Layers with adapters: the projections of attention, or also the other linear layers and convolutions
+            of blocks, but not those of timesteps.
         dora: Whether the norms of the adapted rows are trained too.
     """
 
     rank: int = 8
     alpha: float | None = None
-    targets: Literal["attention", "all"] = "attention"
+    targets: Targets = "attention"
     dora: bool = False
 
 
@@ -91,7 +93,8 @@ def fused(part: nn.Module) -> dict[str, Tensor]:
     weights = {
         name.replace(".base_layer", ""): value for name, value in part.state_dict().items() if not is_adapter(name)
     }
-    return weights | {f"{name}.weight": _fused_weight(layer) for name, layer in adapted(part)}
+    # On the CPU, because fp32 copies of all weights may not fit beside the model.
+    return weights | {f"{name}.weight": _fused_weight(layer).cpu() for name, layer in adapted(part)}
 
 
 @torch.no_grad()
@@ -114,5 +117,7 @@ def _fused_weight(layer: Any) -> Tensor:
 def relative_change(part: nn.Module) -> Tensor:
     """|update| / |W| over a whole part, as for weights that are trained themselves."""
     base = sum(weight.float().square().sum() for name, weight in part.named_parameters() if not is_adapter(name))
-    updates = [_fused_weight(layer) - layer.get_base_layer().weight for _, layer in adapted(part)]
-    return (sum(update.float().square().sum() for update in updates) / base).sqrt()
+    change = sum(
+        (_fused_weight(layer) - layer.get_base_layer().weight).square().sum() for _, layer in adapted(part)
+    )  # fmt: skip
+    return (change / base).sqrt()

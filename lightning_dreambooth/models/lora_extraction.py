@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lightning_dreambooth.models.lora import ADAPTER, Lora, adapted, add_adapters
+from lightning_dreambooth.models.lora import ADAPTER, Lora, Targets, adapted, add_adapters
 
 
 class Kept(NamedTuple):
@@ -27,7 +27,7 @@ class Kept(NamedTuple):
 
 
 @torch.no_grad()
-def extract(base: nn.Module, tuned: nn.Module, lora: Lora, title: str) -> Kept:
+def extract(base: nn.Module, tuned: nn.Module, rank: int, targets: Targets, title: str) -> Kept:
     """Puts into a base part the adapters that bring it nearest to a tuned part, and says what they keep.
 
     The nearest matrix of rank r is given by the r largest singular values (Eckart & Young 1936).
@@ -35,18 +35,19 @@ def extract(base: nn.Module, tuned: nn.Module, lora: Lora, title: str) -> Kept:
     Args:
         base: The part without adapters; gets them.
         tuned: The same part after fine-tuning, with weights of the same names.
-        lora: Rank and targets.
+        rank: Rank of the adapters.
+        targets: Layers with adapters.
         title: Title of the progress bar.
     """
     now, before = dict(tuned.named_parameters()), dict(base.named_parameters())
     squares = {name: (now[name] - before[name]).square().sum().item() for name in before}
-    add_adapters(base, "extraction", lora, seed=0)
+    add_adapters(base, "extraction", Lora(rank, targets=targets), seed=0)
     lost = dict(squares)
     for name, layer in tqdm([*adapted(base)], title, unit="layer", leave=False):
         change = now[f"{name}.weight"] - layer.get_base_layer().weight
-        down, up, rest = nearest(change, lora.rank)
+        down, up, rest = nearest(change, rank)
         layer.lora_A[ADAPTER].weight.copy_(down.reshape(layer.lora_A[ADAPTER].weight.shape))
-        layer.lora_B[ADAPTER].weight.copy_(up.reshape(layer.lora_B[ADAPTER].weight.shape) / layer.scaling[ADAPTER])
+        layer.lora_B[ADAPTER].weight.copy_(up.reshape(layer.lora_B[ADAPTER].weight.shape))
         lost[f"{name}.weight"] = rest
     return Kept(sum(squares.values()) ** 0.5, sum(lost.values()) ** 0.5)
 

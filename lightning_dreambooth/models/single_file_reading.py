@@ -5,7 +5,8 @@ What a file is, its header tells: names, shapes and metadata. Weights are read w
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +61,8 @@ def as_folder(file: Path) -> Path:
     cache = cache_folder()
     folder = cache / f"{fingerprint(file)}-{CONVERSION}"
     if folder.is_dir():
+        if missing := [name for name in CONFIGS if not (folder / name).is_file()]:
+            raise InputError(f"{folder} lacks {missing[0]}; remove the folder, and the file is converted again")
         return folder
     lock = FileLock(cache / LOCK)
     while not acquire(lock, LOCK_PATIENCE_SECONDS):
@@ -70,12 +73,22 @@ def as_folder(file: Path) -> Path:
             check_room(cache, file.stat().st_size)
             with replaced(folder) as beside:
                 _write_configs(beside, texts)
-                check_supported(str(file), beside)
+                with _about(file, beside):
+                    check_supported(str(file), beside)
                 print(f"{file} is converted, once, to {folder}", flush=True)
                 _write_weights(beside, file, weights)
     finally:
         lock.release()
     return folder
+
+
+@contextmanager
+def _about(file: Path, beside: Path) -> Iterator[None]:
+    """Makes an error inside the block one about the file, and not about the folder that it is to become."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(str(error).replace(str(beside), str(file))) from error
 
 
 def cache_folder() -> Path:
@@ -132,6 +145,7 @@ def _all_places(file: Path, header: Header, texts: Mapping[str, str]) -> dict[st
     check_unet(str(file), configs["unet"])
     check_vae(str(file), configs["vae"], configs["unet"])
     check_text(str(file), configs["text_encoder"], configs["unet"])
+    _check_counts(file, configs, len(header.shapes))
     with readable_model(file):
         modules = _without_weights(configs)
     check_layout(modules["unet"].config, modules["vae"].config)
@@ -140,6 +154,14 @@ def _all_places(file: Path, header: Header, texts: Mapping[str, str]) -> dict[st
     for part, weights in found.items():
         _check_part(file, part, weights, header)
     return found
+
+
+def _check_counts(file: Path, configs: Mapping[str, dict[str, Any]], tensors: int) -> None:
+    """Raises InputError if a config has more layers than a file has tensors, which would take long to build."""
+    for part, key in (("unet", "layers_per_block"), ("vae", "layers_per_block"), ("text_encoder", "num_hidden_layers")):
+        count = configs[part].get(key, 1)
+        if isinstance(count, int) and count > tensors:
+            raise InputError(f"{file}: {key} of its {PART_NAMES[part]} is {count:,}, but it has {tensors:,} tensors")
 
 
 def _without_weights(configs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

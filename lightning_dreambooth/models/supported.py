@@ -85,7 +85,8 @@ def check_kind(name: str, folder: Path, names: Collection[str]) -> None:
         raise InputError(f"{name} is a {index.get('_class_name')} without a UNet; {SUPPORTED}")
     single = sorted(file for file in names if "/" not in file and file.endswith(SINGLE_FILES))
     if single:
-        raise InputError(f"{name} holds single files ({single[0]}): if one is a model and not a LoRA, {CONVERT}")
+        remedy = "give the file of a model as model.pretrained, that of a LoRA as model.lora"
+        raise InputError(f"{name} is a folder of single files ({single[0]}); {remedy}")
 
 
 def check_supported(name: str, folder: Path) -> None:

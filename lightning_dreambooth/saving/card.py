@@ -13,7 +13,7 @@ FOLDER = """\
 pipeline = StableDiffusionPipeline.from_pretrained("{folder}")
 """
 LORA = """\
-pipeline = StableDiffusionPipeline.from_pretrained("{base}")
+pipeline = StableDiffusionPipeline.{load}("{base}")
 pipeline.load_lora_weights("{folder}", weight_name="{lora}")
 """
 
@@ -29,7 +29,9 @@ def model_card(module: DreamBooth, data: DreamBoothData, folder: Path, metrics: 
     trained = " and ".join(name.replace("_", " ").replace("unet", "UNet") for name in module.trained)
     prompt, base, vae = data.concepts[0].instance_prompt, module.files.pretrained, module.files.vae
     measured = "".join(f"| {name} | {value:.3f} |\n" for name, value in metrics.items() if name != "step")
-    load = (LORA if module.lora else FOLDER).format(base=base, folder=folder, lora=lora)
+    snippet = (LORA if module.lora else FOLDER).format(
+        base=base, folder=folder, lora=lora, load="from_single_file" if Path(base).is_file() else "from_pretrained"
+    )
     return f"""---
 base_model: {base}
 library_name: diffusers
@@ -55,7 +57,7 @@ tags: [stable-diffusion, dreambooth, lightning-dreambooth{", lora" if module.lor
 {measured}
 ```python
 from diffusers import StableDiffusionPipeline
-{load}pipeline("{prompt}", height={data.resolution_px}, width={data.resolution_px}).images[0]
+{snippet}pipeline("{prompt}", height={data.resolution_px}, width={data.resolution_px}).images[0]
 ```
 """
 
@@ -72,14 +74,16 @@ def lora_metadata(model: StableDiffusion, base: str, title: str, side_px: int) -
 
     Nothing in it tells of the machine: a base model that is a folder is named without the path to it.
     """
-    layer = next(layer for part in model.trainable.values() for _, layer in adapted(part))
-    rank, spec = layer.r[ADAPTER], modelspec(model, side_px)
+    layers = [layer for part in model.trainable.values() for _, layer in adapted(part)]
+    ranks, spec = {layer.r[ADAPTER] for layer in layers}, modelspec(model, side_px)
+    alpha = max(layer.scaling[ADAPTER] * layer.r[ADAPTER] for layer in layers)
+    dora = any(layer.use_dora[ADAPTER] for layer in layers)
     return spec | {
         "modelspec.architecture": spec["modelspec.architecture"] + "/lora",
         "modelspec.title": title,
-        **({} if layer.use_dora[ADAPTER] else {"ss_network_module": "networks.lora"}),  # kohya's has no DoRA
-        "ss_network_dim": str(rank),
-        "ss_network_alpha": f"{layer.scaling[ADAPTER] * rank:g}",
+        **({} if dora else {"ss_network_module": "networks.lora"}),  # kohya's has no DoRA
+        "ss_network_dim": str(*ranks) if len(ranks) == 1 else "Dynamic",
+        "ss_network_alpha": f"{alpha:g}",
         "ss_base_model_version": "sd_v2" if "-v2" in spec["modelspec.architecture"] else "sd_v1",
         "ss_sd_model_name": Path(base).name,
         "ss_output_name": title,

@@ -80,18 +80,22 @@ def test_without_adapters_a_part_computes_what_its_base_does(model: StableDiffus
 def test_a_file_is_added_to_the_weights_at_a_scale(
     model: StableDiffusion, tiny_sd: Path, tmp_path: Path, lora: Lora, scale: float
 ) -> None:
-    plain = predict(model)
+    base_weights = {name: {**part.state_dict()} for name, part in parts_of(model).items()}
     trained(model, lora)
     save_lora(parts_of(model), tmp_path / "lora.safetensors", torch.float32, {})
     base = ModelFiles(str(tiny_sd))
     files = base.with_lora(tmp_path / "lora.safetensors", scale)
     loaded = StableDiffusion.load(files)
     assert not any(any(adapted(part)) or part.training for part in parts_of(loaded).values())
+    if not lora.dora:  # W + scale * alpha / r * B A
+        for name, part in parts_of(model).items():
+            before, whole = base_weights[name], fused(part)
+            for key, weight in parts_of(loaded)[name].state_dict().items():
+                wanted = before[key] + scale * (whole[key] - before[key])
+                torch.testing.assert_close(weight, wanted, atol=1e-5, rtol=0)
     for part in parts_of(model).values():
         scale_adapters(part, scale)
     torch.testing.assert_close(predict(loaded), predict(model), atol=1e-5, rtol=0)
-    if scale == 0 and not lora.dora:
-        torch.testing.assert_close(predict(loaded), plain, atol=1e-5, rtol=0)
     fingerprints = {each.fingerprint for each in (base, files, base.with_lora(tmp_path / "lora.safetensors", 0.5))}
     assert len(fingerprints) == 3
 
@@ -118,6 +122,19 @@ def test_only_adapters_are_trained(model: StableDiffusion, text_encoder: bool) -
     for name, weight in model.named_parameters():
         part, _, key = name.partition(".")
         assert weight.requires_grad == (key in by_part.get(part, {})) == (".lora_" in name)
+
+
+def test_frozen_weights_lie_in_bf16_and_everything_else_in_fp32(model: StableDiffusion, tmp_path: Path) -> None:
+    save_lora({"unet": with_adapters(model, Lora(4)).unet}, tmp_path / "half.safetensors", torch.float16, {})
+    fresh = StableDiffusion.load(ModelFiles(str(model.folder)))
+    prepare(fresh, Training(False, False, tmp_path / "half.safetensors", 1.0, torch.bfloat16, 0))
+    in_bf16 = {name for name, weight in fresh.named_parameters() if weight.dtype == torch.bfloat16}
+    assert in_bf16
+    for name, weight in fresh.named_parameters():
+        layer = fresh.get_submodule(name.rpartition(".")[0])
+        frozen = name.endswith("weight") and isinstance(layer, nn.Linear | nn.Conv2d) and not weight.requires_grad
+        assert (name in in_bf16) == (frozen and not name.startswith("vae.")), name
+        assert weight.dtype == torch.float32 or not weight.requires_grad
 
 
 def test_adapters_are_a_function_of_the_seed(tiny_sd: Path) -> None:
@@ -190,10 +207,10 @@ def test_a_file_that_is_no_lora_of_this_base_ends_in_one_line(
     for name, tensor in wrong.items():
         content = tensors | tensor
         save_file(content, file)
-        with pytest.raises(InputError, match=r"does not fit|of which this base model has") as refused:
-            check_lora(file, tiny_sd, None)
+        with pytest.raises(InputError, match=r"does not fit|of which this base model has|lacks") as refused:
+            check_lora(file, ModelFiles(str(tiny_sd)), None)
         assert "\n" not in str(refused.value), name
-        with pytest.raises(InputError, match=r"does not fit|of which this base model has"):
+        with pytest.raises(InputError, match=r"does not fit|of which this base model has|lacks"):
             read_lora(parts_of(StableDiffusion.load(ModelFiles(str(tiny_sd)))), file)
 
 
@@ -222,10 +239,10 @@ def test_a_file_is_checked_against_the_parts_that_are_trained(
 ) -> None:
     file = tmp_path / "unet.safetensors"
     save_lora({"unet": trained(model, Lora(4)).unet}, file, torch.float32, {})
-    check_lora(file, tiny_sd, None)
-    check_lora(file, tiny_sd, False)
+    check_lora(file, ModelFiles(str(tiny_sd)), None)
+    check_lora(file, ModelFiles(str(tiny_sd)), False)
     with pytest.raises(InputError, match=r"does not adapt the text encoder; set model.train_text_encoder to false"):
-        check_lora(file, tiny_sd, True)
+        check_lora(file, ModelFiles(str(tiny_sd)), True)
     save_lora({"text_encoder": model.text_encoder}, file, torch.float32, {})
     with pytest.raises(InputError, match=r"does not adapt the UNet"):
-        check_lora(file, tiny_sd, True)
+        check_lora(file, ModelFiles(str(tiny_sd)), True)

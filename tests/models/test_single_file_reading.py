@@ -167,7 +167,28 @@ def test_broken_configs_in_a_file_are_refused_and_leave_nothing(
     with pytest.raises(InputError) as refused:
         locate(str(file))
     assert "\n" not in str(refused.value)
+    assert str(file) in str(refused.value)
     assert [path for path in cache_folder().glob("*") if path.is_dir()] == []
+
+
+@pytest.mark.parametrize(("part", "key"), [
+    ("unet", "layers_per_block"), ("vae", "layers_per_block"), ("text_encoder", "num_hidden_layers"),
+])  # fmt: skip
+def test_a_config_with_more_layers_than_tensors_is_not_built(
+    tiny_sd: Path, tmp_path: Path, part: str, key: str
+) -> None:
+    file = written(tiny_sd, tmp_path / "x.safetensors")
+    config = json.loads((tiny_sd / part / "config.json").read_text()) | {key: 1_000_000}
+    save_file(load_file(file), file, metadata_of(file) | {f"{OWN_KEY}{part}/config.json": json.dumps(config)})
+    with pytest.raises(InputError, match=rf"{key} of its .* is 1,000,000, but it has \d+ tensors"):
+        locate(str(file))
+
+
+def test_a_converted_folder_of_which_files_are_gone_says_what_to_remove(tiny_sd: Path, tmp_path: Path) -> None:
+    file = written(tiny_sd, tmp_path / "x.safetensors")
+    (as_folder(file) / "unet/config.json").unlink()
+    with pytest.raises(InputError, match=r"lacks unet/config\.json; remove the folder"):
+        locate(str(file))
 
 
 def test_a_damaged_file_is_refused(tiny_sd: Path, tmp_path: Path) -> None:
