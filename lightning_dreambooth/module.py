@@ -48,8 +48,8 @@ class DreamBooth(pl.LightningModule):
         prior_weight: Weight lambda of the prior loss (Eq. 2); 0 trains without it.
         prior: Targets of class rows: class images, or what a teacher, the base, predicts for instance images.
         train_text_encoder: Whether the text encoder is trained too.
-        lora: Adapters (LoRA) in place of the weights: their settings, or a LoRA file, of this program, kohya or
-            diffusers, which `fit` goes on from and other verbs draw with; null trains the weights.
+        lora: Adapters (LoRA) in place of the weights: their rank, alpha, targets and dora, or a LoRA file, of this
+            program, kohya or diffusers, which `fit` goes on from and others draw with; null trains the weights.
         lora_scale: Factor of what the adapters add; other than 1 only to draw and measure.
         base_dtype: Number format of the frozen weights under adapters; bfloat16 takes half the memory, and needs
             trainer.precision bf16-mixed.

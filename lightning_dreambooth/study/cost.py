@@ -79,13 +79,13 @@ def time_job(job: Job, batch_size: int) -> tuple[float, float]:
     requests = [Request("", seed, SamplingSettings(steps=2)) for seed in range(batch_size)]
     with trainer.precision_plugin.forward_context():
         drawing = _seconds(lambda: sample(module.model, requests, data.resolution_px)) / unet_evaluations(requests)
-    training = _seconds(_training_step(job))
+    training = _seconds(training_step(job))
     module.release()
     return training, drawing
 
 
-def _training_step(job: Job) -> Callable[[], None]:
-    """An optimizer step of the job, on empty images."""
+def training_step(job: Job) -> Callable[[], None]:
+    """An optimizer step of a job whose module is set up, on empty images."""
     module, data, trainer, model = job.module, job.data, job.trainer, job.module.model
     token_ids = model.tokenize([""] * _rows(job))
     with torch.no_grad():
