@@ -1,6 +1,7 @@
 """Checkpointing: which resumable states and exports of a run are written and kept."""
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,8 +109,9 @@ class Checkpointing(Callback):
             if save or self._export_folder(trainer) in self._best_folders(trainer):
                 self._save_export(trainer, pl_module)
         except TrainingError:  # what was trained is not lost with an export that diffusers cannot read
-            if save:  # on every process
-                self._save_state(trainer)
+            with suppress(TrainingError):  # on a full disk, which the first error tells
+                if save:  # on every process
+                    self._save_state(trainer)
             raise
         if save:
             self._save_state(trainer)

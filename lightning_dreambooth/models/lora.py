@@ -106,10 +106,13 @@ def fuse(part: nn.Module) -> None:
 
 
 def _fused_weight(layer: Any) -> Tensor:
-    # A copy, because PEFT merges in place and does not come back to the same bits; in fp32, which keeps small updates.
-    merged = copy.deepcopy(layer).float()
+    """In fp32, because rounding to the base's format would eat small updates."""
+    weight: Tensor = layer.get_base_layer().weight
+    if not layer.use_dora[ADAPTER]:
+        return weight.float() + layer.get_delta_weight(ADAPTER)
+    merged = copy.deepcopy(layer).float()  # PEFT merges in place, and does not come back to the same bits
     merged.merge()
-    weight: Tensor = merged.get_base_layer().weight
+    weight = merged.get_base_layer().weight
     return weight
 
 

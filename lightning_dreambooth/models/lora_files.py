@@ -105,10 +105,10 @@ def check_lora(file: Path, base: ModelFiles, train_text_encoder: bool | None) ->
         InputError: if it is no LoRA in safetensors, not of this base, or adapts other parts than are trained.
     """
     lora = read_tensors(file)
+    unet_config, text_config = (read_config(base.folder / part / "config.json") for part in KOHYA)
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(read_config(base.folder / "unet/config.json"))
-        text_config = CLIPTextConfig.from_dict(read_config(base.folder / "text_encoder/config.json"))
-        text_encoder = CLIPTextModel(text_config)
+        unet = UNet2DConditionModel.from_config(unet_config)
+        text_encoder = CLIPTextModel(CLIPTextConfig.from_dict(text_config))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, for each weight that it does not copy to the meta device
         _put({"unet": unet, "text_encoder": text_encoder}, file, lora)

@@ -35,6 +35,7 @@ CONTEXT = PREFIXES["unet"] + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.w
 TEXT_WITHOUT_LEVEL = "cond_stage_model.transformer."  # early files lack `text_model.` after it
 # ComfyUI tells v-prediction of a file without metadata by this bias: its standard deviation is above the bound.
 V_BIAS, V_BOUND = PREFIXES["unet"] + "output_blocks.11.1.transformer_blocks.0.norm1.bias", 0.09
+USUAL_LAYERS = 100  # more than any of these models has
 PART_NAMES = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder"}
 Weights = dict[str, tuple[Place, list[int]]]  # by name: where a weight lies, and the shape that it needs to have
 
@@ -160,7 +161,7 @@ def _check_counts(file: Path, configs: Mapping[str, dict[str, Any]], tensors: in
     """Raises InputError if a config has more layers than a file has tensors, which would take long to build."""
     for part, key in (("unet", "layers_per_block"), ("vae", "layers_per_block"), ("text_encoder", "num_hidden_layers")):
         count = configs[part].get(key, 1)
-        if isinstance(count, int) and count > tensors:
+        if isinstance(count, int) and count > max(tensors, USUAL_LAYERS):
             raise InputError(f"{file}: {key} of its {PART_NAMES[part]} is {count:,}, but it has {tensors:,} tensors")
 
 

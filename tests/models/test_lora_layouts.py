@@ -54,10 +54,11 @@ def made_by_kohya(
 def assert_read(tiny_sd: Path, file: Path, weights: dict[str, Tensor]) -> StableDiffusion:
     model = StableDiffusion.load(ModelFiles(str(tiny_sd)))
     read_lora(model.trainable, file)
-    for part, module in model.trainable.items():
-        read = fused(module)
-        for name in layers(StableDiffusion.load(ModelFiles(str(tiny_sd))).trainable[part]):
-            torch.testing.assert_close(read[f"{name}.weight"], weights[f"{part}.{name}.weight"], atol=1e-5, rtol=0)
+    read = {
+        f"{part}.{name}": weight for part, module in model.trainable.items() for name, weight in fused(module).items()
+    }
+    for name, weight in weights.items():
+        torch.testing.assert_close(read[name], weight, atol=1e-5, rtol=0)
     return model
 
 
@@ -76,11 +77,10 @@ def test_ranks_and_alphas_of_each_layer_count(
     save_lora(read.trainable, tmp_path / "ours.safetensors", torch.float32, {})
     assert_read(tiny_sd, tmp_path / "ours.safetensors", weights)
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_sd, low_cpu_mem_usage=False)
-    pipeline.load_lora_weights(str(tmp_path / "ours.safetensors"))
+    pipeline.load_lora_weights(str(tmp_path / "ours.safetensors"), adapter_name="default")
+    theirs = fused(pipeline.unet)
     for name in layers(model.unet):
-        torch.testing.assert_close(
-            fused(pipeline.unet)[f"{name}.weight"], weights[f"unet.{name}.weight"], atol=1e-5, rtol=0
-        )
+        torch.testing.assert_close(theirs[f"{name}.weight"], weights[f"unet.{name}.weight"], atol=1e-5, rtol=0)
 
 
 def test_other_names_and_number_formats_give_the_same_weights(
