@@ -1,24 +1,18 @@
 """Two processes do the work of one."""
 
 import csv
-import itertools
 import json
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import forked, tiny
+from helpers import forked, orphan, tiny
 from helpers.datasets import PROMPTS_AND_CLASSES
 from helpers.forked import WORDS, until
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-from lightning_dreambooth.data.image_store import ImageWriter, fill_folder
-from lightning_dreambooth.diffusion.requests import ImageJob, SamplingSettings, requests_for
-from lightning_dreambooth.models.model_files import ModelFiles
-from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 
 # Two means of two rows are not summed in the order of one mean of four, and Adam's first steps turn a rounding error in
 # a gradient near zero into a step of the learning rate, 5e-6, in either direction.
@@ -138,22 +132,8 @@ def test_an_orphan_of_a_killed_run_does_not_disturb_the_next_one(folder: Path) -
     assert not list(folder.rglob(".*.part"))
 
 
-def fill_beside_an_orphan(folder: Path, rank: int) -> None:
-    settings = SamplingSettings("", 2, 1.0, "ddim")
-    requests = requests_for(["a photo of a girl"], range(5), settings)
-    jobs = [ImageJob(number, request, folder / f"{number}.png") for number, request in enumerate(requests)]
-    looks = itertools.chain([0, 0] if rank else [], itertools.repeat(None))  # the orphan writes 0 after rank 0 looked
-
-    def missing() -> list[ImageJob]:
-        written_meanwhile = next(looks)
-        return [job for job in jobs if job.number != written_meanwhile and not job.path.is_file()]
-
-    model = StableDiffusion.load(ModelFiles(str(folder / "tiny")))
-    fill_folder(folder, lambda: jobs, missing, ImageWriter(lambda: model, "model", 32, 1), "")
-
-
 def test_processes_share_the_work_that_the_first_one_sees(folder: Path) -> None:
-    assert forked.on_two_ranks(fill_beside_an_orphan, folder) == [0, 0]
+    assert forked.on_two_ranks(orphan.fill_beside_it, folder) == [0, 0]
     assert len(files(folder)) == 5
 
 
