@@ -7,7 +7,6 @@ measured in a process of its own for each variant: the growth of its peak over w
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -48,13 +47,19 @@ def seconds(jobs: dict[str, Job], rounds: int) -> dict[str, list[float]]:
 
 def peak_mb(job: Job) -> float:
     """Growth of the peak memory of this process by the model and a few steps, in MB; on a GPU, the device's peak."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    before = highest_resident_mb()
     step = training_step(prepared(job))
     for _ in range(STEPS_FOR_MEMORY):
         step()
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3 - before
+    return highest_resident_mb() - before
+
+
+def highest_resident_mb() -> float:
+    """Peak of this process's resident memory; `getrusage` would count that of the process that started it, too."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
 
 
 def main() -> None:
