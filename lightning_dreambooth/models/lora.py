@@ -94,7 +94,9 @@ def fused(part: nn.Module) -> dict[str, Tensor]:
         name.replace(".base_layer", ""): value for name, value in part.state_dict().items() if not is_adapter(name)
     }
     # On the CPU, because fp32 copies of all weights may not fit beside the model.
-    return weights | {f"{name}.weight": _fused_weight(layer).cpu() for name, layer in adapted(part)}
+    for name, layer in adapted(part):
+        weights[f"{name}.weight"] = (layer.get_base_layer().weight.float() + _update(layer)).cpu()
+    return weights
 
 
 @torch.no_grad()
@@ -105,22 +107,20 @@ def fuse(part: nn.Module) -> None:
         part.set_submodule(name, layer.get_base_layer())
 
 
-def _fused_weight(layer: Any) -> Tensor:
-    """In fp32, because rounding to the base's format would eat small updates."""
-    weight: Tensor = layer.get_base_layer().weight
+def _update(layer: Any) -> Tensor:
+    """What the adapters add to the weight of a layer, in fp32: the base's format would round small updates away."""
     if not layer.use_dora[ADAPTER]:
-        return weight.float() + layer.get_delta_weight(ADAPTER)
+        delta: Tensor = layer.get_delta_weight(ADAPTER)
+        return delta
     merged = copy.deepcopy(layer).float()  # PEFT merges in place, and does not come back to the same bits
     merged.merge()
-    weight = merged.get_base_layer().weight
-    return weight
+    update: Tensor = merged.get_base_layer().weight - layer.get_base_layer().weight
+    return update
 
 
 @torch.no_grad()
 def relative_change(part: nn.Module) -> Tensor:
     """|update| / |W| over a whole part, as for weights that are trained themselves."""
     base = sum(weight.float().square().sum() for name, weight in part.named_parameters() if not is_adapter(name))
-    change = sum(
-        (_fused_weight(layer) - layer.get_base_layer().weight).square().sum() for _, layer in adapted(part)
-    )  # fmt: skip
+    change = torch.stack([_update(layer).square().sum() for _, layer in adapted(part)]).sum()
     return (change / base).sqrt()
