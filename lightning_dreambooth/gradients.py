@@ -1,6 +1,6 @@
 """Norms and faults of gradients, kept on the device of the weights, because the host waits whenever it reads there."""
 
-from collections.abc import Mapping
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,10 @@ SCALER_SKIPS = 20  # a gradient scaler halves its first scale of 65536 to 1 in s
 LOSS = -1  # where a fault is: in the loss, in the weight of that number, or in the part of a number beyond the weights
 
 
-def weight_norms(named: Mapping[str, nn.Parameter]) -> Tensor:
-    """Euclidean norm of the gradient of each weight of a part; 0 without a gradient."""
-    gradients = [weight.new_zeros(1) if weight.grad is None else weight.grad for weight in named.values()]
-    return torch.stack(torch._foreach_norm(gradients)).float()
+def weight_norms(weights: Collection[nn.Parameter]) -> Tensor:
+    """Euclidean norm of the gradient of each weight; 0 without a gradient."""
+    gradients = [weight.new_zeros(1) if weight.grad is None else weight.grad for weight in weights]
+    return torch.stack(torch._foreach_norm(gradients, 2, torch.float32))
 
 
 class GradientRecord:
@@ -40,6 +40,7 @@ class GradientRecord:
         self.weights = weights
         self.tolerated = SCALER_SKIPS if scaled else 0
         self.step, self.place, self.updates, self.skipped = torch.zeros(4, dtype=torch.long, device=device)
+        self.freed: dict[nn.Parameter, Tensor] = {}
         self.norms: dict[str, Tensor] = {}
         self.total = torch.zeros((), device=device)
 
@@ -47,9 +48,13 @@ class GradientRecord:
         """Takes a loss that is not finite for a fault."""
         self._record(step, ~loss.isfinite(), LOSS)
 
+    def measure_early(self, weight: nn.Parameter) -> None:
+        """Measures the gradient of a weight that is freed before `measure`."""
+        self.freed[weight] = weight_norms([weight])[0]
+
     def measure(self, step: int) -> None:
         """Measures the gradients of an optimizer step."""
-        by_part = {part: weight_norms(named) for part, named in self.weights.items()}
+        by_part = {part: self._norms(named.values()) for part, named in self.weights.items()}
         by_weight = torch.cat([*by_part.values()])
         self.norms = {part: norms.norm() for part, norms in by_part.items()}
         self.total = by_weight.norm()
@@ -59,6 +64,11 @@ class GradientRecord:
         self._record(step, self.skipped > self.tolerated, by_weight.argmax())  # which takes NaN for the largest number
         missing = torch.stack([*self.norms.values()]) == 0
         self._record(step, missing.any(), missing.long().argmax() + len(by_weight))
+
+    def _norms(self, weights: Collection[nn.Parameter]) -> Tensor:
+        if not self.freed:
+            return weight_norms(weights)
+        return torch.stack([self.freed.pop(weight, torch.zeros_like(self.total)) for weight in weights])
 
     def _record(self, step: int, fault: Tensor, place: Tensor | int) -> None:
         first = fault & (self.step == 0)

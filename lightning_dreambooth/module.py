@@ -14,13 +14,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_dreambooth import optimization, randomness, resuming, trial
-from lightning_dreambooth.bounds import check_range
-from lightning_dreambooth.data.checks import warn
 from lightning_dreambooth.data.dataset import Batch, Moments, Prior, TrainingSetup
 from lightning_dreambooth.diffusion import objective
 from lightning_dreambooth.diffusion.requests import ImageJob, Request
 from lightning_dreambooth.diffusion.sampling import sample
-from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.gradients import GradientRecord
 from lightning_dreambooth.inputs import expand
 from lightning_dreambooth.models.base_model import BaseModel
@@ -31,10 +28,8 @@ from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 from lightning_dreambooth.models.tokens import TokenIds
 from lightning_dreambooth.models.trained_parts import Training, prepare
 from lightning_dreambooth.optimization import Schedule, WeightAverage, weight_sample
-from lightning_dreambooth.settings import check_settings
+from lightning_dreambooth.settings import check_precision, check_settings, check_training
 from lightning_dreambooth.teacher import Teacher
-
-LOW_RATE = 2e-5  # with which adapters learn nothing in the usual number of steps
 
 
 class DreamBooth(pl.LightningModule):
@@ -51,8 +46,9 @@ class DreamBooth(pl.LightningModule):
         lora: Adapters (LoRA) in place of the weights: their rank, alpha, targets and dora, or a LoRA file, of this
             program, kohya or diffusers, which `fit` goes on from and others draw with; null trains the weights.
         lora_scale: Factor of what the adapters add; other than 1 only to draw and measure.
-        base_dtype: Number format of the frozen weights under adapters; bfloat16 takes half the memory, and needs
-            trainer.precision bf16-mixed.
+        weight_dtype: Number format of the weights of linear layers and convolutions of UNet and text encoder; bfloat16
+            takes half the memory, and needs trainer.precision bf16-mixed. To train such weights, and not adapters, it
+            needs an optimizer that rounds stochastically.
         text_encoder_lr: Learning rate of the text encoder; null takes the optimizer's.
         text_encoder_stop_step: Optimizer step from which the text encoder no longer changes.
         optimizer: Optimizer of the trained weights.
@@ -62,6 +58,7 @@ class DreamBooth(pl.LightningModule):
         noise_offset: Strength of the per-channel noise offset.
         ema_decay: Decay of the moving average that is sampled and exported; null keeps none.
         gradient_checkpointing: Trades time for memory.
+        update_in_backward: Updates each weight as soon as backward has its gradient, which is then freed.
         seed: Linked to seed_everything.
     """
 
@@ -78,7 +75,7 @@ class DreamBooth(pl.LightningModule):
         train_text_encoder: bool = False,
         lora: Lora | str | None = None,
         lora_scale: float = 1.0,
-        base_dtype: Literal["float32", "bfloat16"] = "float32",
+        weight_dtype: Literal["float32", "bfloat16"] = "float32",
         text_encoder_lr: float | None = None,
         text_encoder_stop_step: int | None = None,
         optimizer: Callable[[Iterable[Any]], Optimizer] = lambda parameters: torch.optim.AdamW(
@@ -90,6 +87,7 @@ class DreamBooth(pl.LightningModule):
         noise_offset: float = 0.0,
         ema_decay: float | None = None,
         gradient_checkpointing: bool = False,
+        update_in_backward: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -98,7 +96,8 @@ class DreamBooth(pl.LightningModule):
         self.files = ModelFiles(pretrained, vae, revision, variant)
         self.lora = Path(expand(lora)) if isinstance(lora, str) else lora
         self.lora_scale = lora_scale
-        self.base_dtype: torch.dtype = getattr(torch, base_dtype)
+        how = (train_text_encoder, gradient_checkpointing, self.lora, lora_scale, getattr(torch, weight_dtype), seed)
+        self.training_options = Training(*how)
         self.base = BaseModel(self.files)
         self.prior_weight = prior_weight
         self.prior = prior if prior_weight > 0 else None
@@ -111,7 +110,7 @@ class DreamBooth(pl.LightningModule):
         self.snr_gamma = snr_gamma
         self.noise_offset = noise_offset
         self.ema_decay = ema_decay
-        self.gradient_checkpointing = gradient_checkpointing
+        self.update_in_backward = update_in_backward
         self.seed = seed
         self.base_sample: dict[str, Tensor] = {}  # of weights that are trained themselves, from setup on
         self.ema: WeightAverage | None = None
@@ -122,25 +121,17 @@ class DreamBooth(pl.LightningModule):
         trial.build(optimizer)
 
     def check_training(self, trainer: pl.Trainer) -> None:
-        """Raises InputError, before a model is loaded, if the warm-up is too long or the optimizer cannot step."""
-        if self.lora_scale != 1:
-            raise InputError(f"model.lora_scale is {self.lora_scale:g}, must be 1 for fit, which trains whole adapters")
-        check_range("model.warmup_steps", self.warmup_steps, 0, trainer.max_steps, "it is part of trainer.max_steps")
-        tried = trial.build(self.optimizer, trainer.strategy.root_device)
-        if self.lora and (rate := tried.param_groups[0]["lr"]) < LOW_RATE:
-            warn(f"the learning rate {rate:g} is low for adapters, which need some 1e-4: give model.optimizer.lr")
-        trial.step(tried)
-        optimization.check_clipping(tried, _scaler(trainer), trainer.gradient_clip_val)
+        """Raises InputError, before a model is loaded, if it cannot be trained as it is set by this trainer."""
+        check_training(self.hparams, self.optimizer, trainer)
 
-    def check_lora(self, training: bool, precision: str) -> None:
-        """Checks adapters before a model is loaded.
+    def check_weights(self, training: bool, precision: str) -> None:
+        """Checks number format and adapters before a model is loaded.
 
         Raises:
             InputError: if a LoRA file is not of this base, or not as it is trained; or if the trainer's precision does
-                not compute with the number format of the frozen weights.
+                not compute with the number format of the weights.
         """
-        if self.base_dtype != torch.float32 and precision != "bf16-mixed":
-            raise InputError(f"model.base_dtype bfloat16 needs trainer.precision bf16-mixed; it is {precision}")
+        check_precision(self.hparams, precision)
         if isinstance(self.lora, Path):
             check_lora(self.lora, self.files, self.train_text_encoder if training else None)
 
@@ -157,8 +148,7 @@ class DreamBooth(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Takes the base model; `trained` then holds the weights to train, by part and name."""
         self.model = self.base.take()
-        adapters = (self.lora, self.lora_scale, self.base_dtype, self.seed)
-        self.trained = prepare(self.model, Training(self.train_text_encoder, self.gradient_checkpointing, *adapters))
+        self.trained = prepare(self.model, self.training_options)
         if self.prior == "teacher" and stage == "fit":
             self.teacher = Teacher(self.model, [] if self.lora else self.trained)
         if self.ema_decay is not None:
@@ -241,8 +231,11 @@ class DreamBooth(pl.LightningModule):
         optimizer = self.optimizer(optimization.parameter_groups(self.trained, self.learning_rates))
         if self.saved:
             resuming.take_configured(self.saved, optimizer, self.optimizer)
-        optimization.check_clipping(optimizer, _scaler(self.trainer), self.trainer.gradient_clip_val)
-        self.gradients = GradientRecord(self.trained, _scaler(self.trainer) is not None, self.device)
+        scaler = optimization.scaler(self.trainer)
+        optimization.check_clipping(optimizer, scaler, self.trainer.gradient_clip_val)
+        self.gradients = GradientRecord(self.trained, scaler is not None, self.device)
+        if self.update_in_backward:
+            optimization.update_in_backward(optimizer, self.gradients.measure_early)
         if type(optimizer).__module__.startswith("bitsandbytes"):
             self.model.lay_out_contiguously()  # as its first step does, so that a resumed run computes the same bits
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
@@ -307,7 +300,3 @@ class DreamBooth(pl.LightningModule):
     def _saved_weights(self) -> set[str]:
         trained = {f"model.{part}.{name}" for part, named in self.trained.items() for name in named}
         return trained | {name for name in self.state_dict() if name.startswith("ema.")}
-
-
-def _scaler(trainer: pl.Trainer) -> object:
-    return getattr(trainer.precision_plugin, "scaler", None)

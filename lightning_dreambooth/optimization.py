@@ -1,9 +1,10 @@
-"""Parameter groups, learning rates, moving average and relative change of the trained weights."""
+"""Parameter groups, learning rates, updates, moving average and relative change of the trained weights."""
 
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -44,9 +45,14 @@ def parameter_groups(weights: TrainedWeights, learning_rates: Mapping[str, float
     return groups
 
 
-def check_clipping(optimizer: Optimizer, scaler: object, gradient_clip_val: float | None) -> None:
+def scaler(trainer: Any) -> object:
+    """The gradient scaler of a trainer; None if its precision needs none."""
+    return getattr(trainer.precision_plugin, "scaler", None)
+
+
+def check_clipping(optimizer: Optimizer, gradient_scaler: object, gradient_clip_val: float | None) -> None:
     """Raises InputError if a fused optimizer would unscale gradients only after they have been clipped."""
-    if scaler is not None and gradient_clip_val and getattr(optimizer, "_step_supports_amp_scaling", False):
+    if gradient_scaler is not None and gradient_clip_val and getattr(optimizer, "_step_supports_amp_scaling", False):
         raise InputError(
             "a fused optimizer cannot clip gradients under trainer.precision 16-mixed; use bf16-mixed, set the "
             "optimizer's fused to false, or trainer.gradient_clip_val to null"
@@ -58,6 +64,32 @@ def set_learning_rates(scheduler: LambdaLR, base_rates: Sequence[float]) -> None
     scheduler.base_lrs = list(base_rates)
     for group, rate, factor in zip(scheduler.optimizer.param_groups, base_rates, scheduler.lr_lambdas, strict=True):
         group["lr"] = rate * factor(scheduler.last_epoch)
+
+
+def update_in_backward(optimizer: Optimizer, before: Callable[[nn.Parameter], None]) -> None:
+    """Makes an optimizer update each weight as soon as backward has its gradient, which is then freed.
+
+    So the gradients of all weights never exist at once (LOMO, Lv et al. 2023, arXiv:2306.09782, Sec. 3.2). The
+    optimizer still keeps the states of all weights; its own step, after backward, finds no gradients.
+
+    Args:
+        optimizer: The optimizer.
+        before: Called with each weight before it is updated, while it has its gradient.
+    """
+
+    def update(weight: nn.Parameter, place: int) -> None:
+        before(weight)
+        groups = optimizer.param_groups
+        optimizer.param_groups = [{**groups[place], "params": [weight]}]
+        try:
+            optimizer.step()
+        finally:
+            optimizer.param_groups = groups
+        weight.grad = None
+
+    for place, group in enumerate(optimizer.param_groups):
+        for weight in group["params"]:
+            weight.register_post_accumulate_grad_hook(partial(update, place=place))
 
 
 @contextmanager

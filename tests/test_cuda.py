@@ -22,6 +22,7 @@ from lightning_dreambooth.evaluation.fixed_noise_loss import FixedSample, fixed_
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 from lightning_dreambooth.module import DreamBooth
 from lightning_dreambooth.optimization import weight_sample
+from lightning_dreambooth.rounding import RoundingAdamW
 
 EVERYTHING = {
     "train_text_encoder": True, "snr_gamma": 5.0, "noise_offset": 0.1, "gradient_checkpointing": True, "ema_decay": 0.9,
@@ -31,13 +32,20 @@ KINDS: dict[str, dict[str, Any]] = {
     "pixels": EVERYTHING | {"cache_latents": False, "accumulate_grad_batches": 2},
     "fused": EVERYTHING | {"optimizer": lambda groups: torch.optim.AdamW(groups, lr=1e-5, fused=True)},
     "teacher": EVERYTHING | {"prior": "teacher"},
+    "rounding": {
+        "optimizer": lambda groups: RoundingAdamW(groups, lr=1e-5),
+        "weight_dtype": "bfloat16",
+        "update_in_backward": True,
+        "gradient_checkpointing": True,
+        "gradient_clip_val": None,
+    },
     "8-bit": {"optimizer": lambda groups: bitsandbytes.optim.AdamW8bit(groups, lr=1e-5), "ema_decay": 0.9},
 }
 CELLS = [
     ("bf16-mixed", "default"),
     *(pytest.param(*cell, marks=pytest.mark.slow) for cell in [
         ("bf16-mixed", "8-bit"), ("32", "fused"), ("16-mixed", "pixels"), ("16-mixed", "fused"),
-        ("bf16-mixed", "pixels"), ("bf16-mixed", "teacher"), ("16-mixed", "teacher")]),
+        ("bf16-mixed", "pixels"), ("bf16-mixed", "teacher"), ("16-mixed", "teacher"), ("bf16-mixed", "rounding")]),
 ]  # fmt: skip
 
 
@@ -59,6 +67,7 @@ def waits_of(here: Path, model: Path, precision: str, kind: dict[str, Any]) -> C
     """The waits of the second optimizer step, which is not logged."""
     kind = dict(kind)
     trainer_settings = {"accumulate_grad_batches": kind.pop("accumulate_grad_batches", 1)}
+    trainer_settings |= {"gradient_clip_val": kind.pop("gradient_clip_val", 1.0)}
     cache_latents = kind.pop("cache_latents", True)
     if precision == "16-mixed" and "optimizer" in kind:
         trainer_settings["gradient_clip_val"] = None  # a fused optimizer cannot clip scaled gradients

@@ -155,8 +155,7 @@ def test_what_diffusers_does_not_read_back_is_not_kept(run: Run) -> None:
     ({"model__lora_scale": 0.5}, "model.lora_scale is 0.5, but there are no adapters; give model.lora"),
     ({"checkpoint__fused": True}, "checkpoint.fused is true, but model.lora is not given"),
     ({"model__lora": "absent.safetensors"}, "absent.safetensors cannot be read as safetensors"),
-    ({"model__base_dtype": "bfloat16"}, "model.base_dtype is bfloat16, which only model.lora can train on"),
-    ({"model__lora__rank": 4, "model__base_dtype": "bfloat16"}, "needs trainer.precision bf16-mixed; it is 32-true"),
+    ({"model__lora__rank": 4, "model__weight_dtype": "bfloat16"}, "needs trainer.precision bf16-mixed; it is 32-true"),
 ])  # fmt: skip
 def test_wrong_settings_end_in_one_line(complaint: Callable[..., str], settings: dict[str, object], line: str) -> None:
     assert line in complaint(**{"model__optimizer": "torch.optim.AdamW", "model__optimizer__lr": 1e-3} | settings)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from helpers import tiny
+from helpers.probes import scalars
 from PIL import Image
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -23,6 +24,8 @@ from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 from lightning_dreambooth.module import DreamBooth
 
 Run = Callable[..., object]
+
+ROUNDING = "lightning_dreambooth.rounding.RoundingAdamW"
 
 
 def trained(cli) -> dict[str, torch.Tensor]:  # noqa: ANN001
@@ -236,6 +239,39 @@ def test_the_base_model_is_loaded_once_unless_another_one_is_compared_with(
 def test_gradient_checkpointing_changes_nothing(run: Run) -> None:
     plain, checkpointed = (run(model__gradient_checkpointing=on) for on in (False, True))
     assert largest_difference(trained(plain), trained(checkpointed)) < 1e-6
+
+
+def logged(run_name: str, tag: str) -> list[float]:
+    return [value for _, value in scalars(Path("runs", run_name))[tag]]
+
+
+@pytest.mark.parametrize("optimizer", ["torch.optim.AdamW", "bitsandbytes.optim.AdamW8bit", ROUNDING])
+def test_updating_in_backward_changes_nothing_but_when_gradients_are_freed(run: Run, optimizer: str) -> None:
+    settings = {
+        "model__optimizer": optimizer, "model__optimizer__lr": 1e-3, "trainer__gradient_clip_val": "null",
+        "model__lr_schedule": "linear", "model__text_encoder_lr": 1e-4, "model__gradient_checkpointing": True,
+    }  # fmt: skip
+    after, within = (run(**settings, model__update_in_backward=on, name=f"run-{on}") for on in (False, True))
+    assert largest_difference(trained(after), trained(within)) == 0
+    for part in ("unet", "text_encoder"):
+        norms = [logged(f"run-{on}", f"watch/gradient_norm/{part}") for on in (False, True)]
+        assert norms[0] == pytest.approx(norms[1])
+        assert len({*norms[0]}) == 4
+
+
+def test_weights_in_bf16_are_trained_as_those_in_fp32_up_to_their_rounding(run: Run, tiny_sd: Path) -> None:
+    """After fifty steps, of which each changes a weight by less than bf16 can express."""
+    base = StableDiffusion.load(ModelFiles(str(tiny_sd)))
+    shared = {"trainer__max_steps": 50, "trainer__precision": "bf16-mixed", "model__train_text_encoder": False}
+    shared |= {"model__optimizer__lr": 1e-4, "trainer__log_every_n_steps": 50, "samples__every_n_steps": 100}
+    changes = {}
+    for dtype, optimizer in {"float32": "torch.optim.AdamW", "bfloat16": ROUNDING}.items():
+        cli = run(**shared, model__weight_dtype=dtype, model__optimizer=optimizer)
+        changes[dtype] = weights_of(cli.model.model.unet).float() - weights_of(base.unet)
+    exact, rounded = changes["float32"], changes["bfloat16"]
+    print((rounded @ exact) / (exact @ exact), (rounded - exact).norm() / exact.norm())
+    assert float((rounded @ exact) / (exact @ exact)) == pytest.approx(1, abs=0.05)
+    assert float((rounded - exact).norm() / exact.norm()) < 1
 
 
 @pytest.mark.parametrize("algorithm", ["norm", "value"])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import forked, tiny
 from helpers.comparison import assert_same, left_behind
 from helpers.forked import WORDS
@@ -65,7 +66,7 @@ def test_stopping_and_resuming_equals_never_stopping(
 
 LORA = {"model__lora__rank": 4, "model__optimizer": ADAM, "model__optimizer__lr": 1e-2}
 DORA = LORA | {
-    "model__lora__dora": True, "model__lora__targets": "all", "model__base_dtype": "bfloat16",
+    "model__lora__dora": True, "model__lora__targets": "all", "model__weight_dtype": "bfloat16",
     "trainer__precision": "bf16-mixed", "model__optimizer": ADAM_8BIT, "model__gradient_checkpointing": True,
 }  # fmt: skip
 
@@ -79,6 +80,21 @@ def test_adapters_are_resumed_as_if_they_had_never_been_stopped(run: Run, adapte
     run(**settings, name="parts", ckpt_path="last")
     whole = left_behind("whole")
     assert all(".lora_" in name or name.startswith("ema.") for name in whole["state_dict"])
+    assert_same(whole, left_behind("parts"))
+
+
+def test_weights_in_bf16_are_resumed_as_if_they_had_never_been_stopped(run: Run) -> None:
+    rounding = {
+        "model__weight_dtype": "bfloat16", "model__optimizer": "lightning_dreambooth.rounding.RoundingAdamW",
+        "model__optimizer__lr": 1e-3, "model__update_in_backward": True, "model__ema_decay": "null",
+        "trainer__precision": "bf16-mixed", "trainer__gradient_clip_val": "null", "trainer__accumulate_grad_batches": 1,
+    }  # fmt: skip
+    settings = SETTINGS | rounding | {"fidelity__losses_every_n_steps": 3}
+    run(**settings, name="whole")
+    stopped(run, 2, **settings, name="parts")
+    run(**settings, name="parts", ckpt_path="last")
+    whole = left_behind("whole")
+    assert {value.dtype for value in whole["state_dict"].values()} == {torch.float32, torch.bfloat16}
     assert_same(whole, left_behind("parts"))
 
 

@@ -234,7 +234,7 @@ class DreamBoothCLI(LightningCLI):
             InputError: if it cannot be, or nothing but untrained adapters would be drawn with.
         """
         training = self.subcommand == "fit"
-        self.job.module.check_lora(training, str(self.trainer.precision))
+        self.job.module.check_weights(training, str(self.trainer.precision))
         if not training and self.state_path is None and isinstance(self.job.module.lora, Lora):
             raise InputError("model.lora says how new adapters are trained; give the file of a LoRA, or --ckpt_path")
         if self.state_path is not None:

@@ -19,6 +19,7 @@ TRUSTED = (
     "torch.optim", "bitsandbytes.optim", "lightning_fabric.plugins", "pytorch_lightning.accelerators",
     "pytorch_lightning.callbacks", "pytorch_lightning.loggers", "pytorch_lightning.plugins",
     "pytorch_lightning.profilers", "pytorch_lightning.strategies",
+    "lightning_dreambooth.rounding.RoundingAdamW",
     "lightning_dreambooth.evaluation.prompts.StatedPrompt", "lightning_dreambooth.models.lora.Lora",
     "lightning_dreambooth.study.spec",  # these are plain values
 )  # fmt: skip

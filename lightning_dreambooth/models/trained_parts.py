@@ -21,7 +21,7 @@ class Training(NamedTuple):
         checkpointing: Trades time for memory.
         lora: Settings of new adapters, or a LoRA file, which decides itself what it adapts; None trains the weights.
         lora_scale: Factor of what the adapters add.
-        base_dtype: Number format of the frozen weights under adapters.
+        weight_dtype: Number format of the weights of linear layers and convolutions, but not of adapters.
         seed: New adapters are a function of it.
     """
 
@@ -29,7 +29,7 @@ class Training(NamedTuple):
     checkpointing: bool
     lora: Lora | Path | None
     lora_scale: float
-    base_dtype: torch.dtype
+    weight_dtype: torch.dtype
     seed: int
 
 
@@ -50,6 +50,7 @@ def prepare(model: StableDiffusion, training: Training) -> TrainedWeights:
             part.requires_grad_(True)
     else:
         parts = _adapt(model, parts, training)
+    _store_in(training.weight_dtype, model)
     for part in parts.values():
         part.train()
     if training.checkpointing:
@@ -72,16 +73,15 @@ def _adapt(model: StableDiffusion, parts: dict[str, Any], training: Training) ->
     for part in parts.values():
         for name, weight in part.named_parameters():
             weight.requires_grad_(is_adapter(name))
-    _freeze_in(training.base_dtype, model)
     return parts
 
 
-def _freeze_in(dtype: torch.dtype, model: StableDiffusion) -> None:
-    """Stores the frozen weights of linear layers and convolutions of UNet and text encoder in a number format.
+def _store_in(dtype: torch.dtype, model: StableDiffusion) -> None:
+    """Stores the weights of linear layers and convolutions of UNet and text encoder in a number format.
 
-    Norms and biases stay in fp32: they are few, and autocast computes norms in fp32.
+    Adapters, norms and biases stay in fp32: they are few, and autocast computes norms in fp32.
     """
     for part in model.trainable.values():
-        for layer in part.modules():
-            if isinstance(layer, nn.Linear | nn.Conv2d) and not layer.weight.requires_grad:
+        for name, layer in part.named_modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d) and not is_adapter(f"{name}.weight"):
                 layer.weight.data = layer.weight.data.to(dtype)

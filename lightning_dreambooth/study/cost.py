@@ -66,9 +66,8 @@ def room_for_fit(job: Job) -> int:
 def timing_key(job: Job) -> tuple[object, ...]:
     """Everything that the time of a step depends on; variants with equal keys are timed once."""
     data, module, trainer = job.data, job.module, job.trainer
-    trained = (module.train_text_encoder, module.lora, module.base_dtype, module.gradient_checkpointing, data.prior)
-    rows = (_rows(job), trainer.accumulate_grad_batches)
-    return data.files.pretrained, data.resolution_px, str(trainer.precision), *trained, *rows
+    rows = (data.prior, _rows(job), trainer.accumulate_grad_batches)
+    return data.files.pretrained, data.resolution_px, str(trainer.precision), module.training_options, *rows
 
 
 def time_job(job: Job, batch_size: int) -> tuple[float, float]:

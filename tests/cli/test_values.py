@@ -66,6 +66,9 @@ OPTIMIZERS = {
     "torch.optim.Adagrad": {"lr": [0, -1], "lr_decay": [-1]},
     "torch.optim.SparseAdam": {"lr": [1e-4]}, "torch.optim.LBFGS": {"lr": [1e-4]},
     "torch.optim.Optimizer": {"defaults": ["{}"]}, "torch.optim.Muon": {"lr": [1e-4]},
+    "lightning_dreambooth.rounding.RoundingAdamW": {
+        "lr": [0, -1, ".nan"], "betas": ["[1, 2]"], "eps": [-1], "weight_decay": [-1],
+    },
     "bitsandbytes.optim.AdamW8bit": {"lr": [0, -1, ".nan"], "betas": ["[1, 2]"], "eps": [-1], "weight_decay": [-1]},
     "torch.optim.lr_scheduler.StepLR": {"step_size": [3]}, "torch.optim.swa_utils.AveragedModel": {"device": ["cpu"]},
 }  # fmt: skip

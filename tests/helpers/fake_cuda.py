@@ -31,6 +31,7 @@ from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 aten = torch.ops.aten
 READS = (aten._local_scalar_dense.default, aten.nonzero.default, aten.unique_dim.default, aten._unique2.default)
 NUMBERS = {torch.bool: True, torch.long: 0}  # what is read; 1.0 where it is a float
+CPU_GENERATOR = torch.Generator()  # which fake tensors take in place of that of a GPU
 BLOCK = 512  # bytes; CUDA's allocator hands out multiples of it
 
 
@@ -139,6 +140,8 @@ def walk(loss: Tensor, *_: Any, **__: Any) -> None:
             if hasattr(node, "variable"):
                 weight = node.variable
                 weight.grad = given[0] if weight.grad is None else weight.grad + given[0]
+                for hook in (weight._post_accumulate_grad_hooks or {}).values():
+                    hook(weight)
             elif given:
                 out = node(*[given.get(slot) for slot in range(len(node._input_metadata))])
                 _pass_on(out if isinstance(out, tuple) else (out,), following, inputs)
@@ -227,6 +230,7 @@ def fake_cuda() -> Iterator[Device]:
             "torch.cuda.is_bf16_supported": lambda: True,
             "torch.cuda.current_device": lambda: 0,
             "torch.cuda.synchronize": device.wait,
+            "lightning_dreambooth.rounding.generator": lambda *_: CPU_GENERATOR,
             "torch.Tensor.backward": walk,
             "torch.utils.weakref": SimpleNamespace(
                 getweakrefs=lambda _: []

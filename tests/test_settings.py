@@ -1,0 +1,25 @@
+"""Settings of training that do not go together end in one line, before anything is loaded or written."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+BF16 = {"model__weight_dtype": "bfloat16", "trainer__precision": "bf16-mixed"}
+ROUNDING = "lightning_dreambooth.rounding.RoundingAdamW"
+EARLY = {"model__update_in_backward": True, "trainer__gradient_clip_val": "null"}
+
+
+@pytest.mark.parametrize(("settings", "line"), [
+    (BF16, f"in which AdamW would lose small updates; give model.optimizer {ROUNDING}, or model.lora"),
+    (BF16 | {"model__optimizer": "bitsandbytes.optim.AdamW8bit"}, "in which AdamW8bit would lose small updates"),
+    (BF16 | {"model__optimizer": ROUNDING, "model__ema_decay": 0.9}, "model.ema_decay averages weights in float32"),
+    (BF16 | {"model__optimizer": ROUNDING, "trainer__precision": 32}, "needs trainer.precision bf16-mixed; it is 32-"),
+    (EARLY | {"trainer__gradient_clip_val": 0.5}, "update_in_backward needs trainer.gradient_clip_val null; it is 0.5"),
+    (EARLY | {"trainer__accumulate_grad_batches": 2}, "needs trainer.accumulate_grad_batches 1; it is 2"),
+    (EARLY | {"trainer__devices": 2}, "needs trainer.devices 1; it is 2"),
+])  # fmt: skip
+def test_they_end_in_one_line(complaint: Callable[..., str], settings: dict[str, object], line: str) -> None:
+    settings = {"model__optimizer": "torch.optim.AdamW"} | settings
+    assert line in complaint(**settings)
+    assert not Path("runs").exists()
