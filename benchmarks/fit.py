@@ -1,0 +1,184 @@
+"""Times `fit` beside a loop like those of the published scripts, and beside forward, backward and optimizer alone.
+
+    python benchmarks/fit.py bundled          the bundled model, with its default config
+    python benchmarks/fit.py sd15             a random model of SD 1.5's size, with the config of the webtoon study
+    python benchmarks/fit.py start            from the command to the first step, with and without what a run has cached
+
+Each loop runs in a process of its own. They take turns, so that whatever else the machine does falls on all alike:
+read the ratios. Memory is the peak of the process, on a GPU that of the device.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import sd15_size
+import torch
+from tqdm import tqdm
+
+ROOT = Path(__file__).parent.parent
+LONG = 1_000_000  # more steps than are made
+# Nothing but training, as far as `fit` allows: one small grid is drawn before the first step.
+ONLY_TRAINING = {
+    "trainer.max_steps": LONG, "samples.every_n_steps": LONG, "samples.num_images": 1, "samples.steps": 1,
+    "samples.prompts": "[a photo]", "fidelity.clip_model": "null", "fidelity.clip_pretrained": "null",
+    "fidelity.dino": "null", "fidelity.prompts": "null", "fidelity.unrelated_prompts": "null",
+    "fidelity.losses_every_n_steps": "null", "checkpoint.every_n_steps": LONG, "trainer.enable_progress_bar": False,
+}  # fmt: skip
+FUSED = '{"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-6, "fused": true}}'
+
+
+def flags(settings: dict[str, Any]) -> list[str]:
+    """Settings as a command line has them."""
+    return [f"--{key}={value}" for key, value in settings.items()]
+
+
+def bundled() -> dict[str, list[str]]:
+    """Loops of the bundled model, by name."""
+    argv = [f"--config={ROOT / 'configs/toon.yaml'}", *flags(ONLY_TRAINING)]
+    return {"plain": ["plain", *argv], "ours": ["ours", *argv], "bare": ["bare", *argv]}
+
+
+def sd15(folder: Path) -> dict[str, list[str]]:
+    """Loops of a model of SD 1.5's size, by name; with a frozen and with a trained text encoder."""
+    made_up = {
+        "model.pretrained": sd15_size.model(folder / "sd15"), "model.variant": "null", "model.vae": "null",
+        "data.instance_data_dir": sd15_size.images(folder / "instance"), "data.num_class_images": 4,
+        "data.class_data_dir": sd15_size.images(folder / "class"), "trainer.precision": "null",
+    }  # fmt: skip
+    layers = ("webtoon/sd15.yaml", "webtoon/subject.yaml")
+    study = [f"--config={ROOT / 'configs' / layer}" for layer in layers] + flags(ONLY_TRAINING | made_up)
+    fused = [f"--model.optimizer={FUSED}"]
+    low = [f"--config={ROOT / 'configs/low_memory.yaml'}"]
+    frozen = ["--model.train_text_encoder=false"]
+    return {
+        "plain, text encoder frozen": ["plain", *study, *frozen],
+        "ours, text encoder frozen": ["ours", *study, *frozen, *fused],
+        "ours, low_memory.yaml": ["ours", *study, *low, *frozen],
+        "plain, text encoder trained": ["plain", *study],
+        "ours, text encoder trained": ["ours", *study, *fused],
+    }
+
+
+@contextmanager
+def started(argv: list[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A loop in a process of its own, ready for its first step."""
+    words = [sys.executable, str(Path(__file__).with_name("worker.py")), *argv]
+    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    process = subprocess.Popen(
+        words, cwd=folder, env=os.environ | {"PYTHONPATH": path}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    try:
+        reported(process)
+        yield process
+    finally:
+        process.stdin.close()  # type: ignore[union-attr]
+        process.wait()
+
+
+def reported(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """What a loop reports next."""
+    line = process.stdout.readline()  # type: ignore[union-attr]
+    if not line:
+        raise SystemExit(f"a loop has ended: {' '.join(map(str, process.args))}")  # type: ignore[arg-type]
+    return dict(json.loads(line))
+
+
+def step(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """Makes a loop take a step."""
+    process.stdin.write("\n")  # type: ignore[union-attr]
+    process.stdin.flush()  # type: ignore[union-attr]
+    return reported(process)
+
+
+def side_by_side(loops: dict[str, list[str]], folder: Path, rounds: int) -> dict[str, list[dict[str, Any]]]:
+    """Reports of the steps of each loop, all of them in memory at once; the first step of each is not counted."""
+    with ExitStack() as stack:
+        processes = {name: stack.enter_context(started(argv, folder)) for name, argv in loops.items()}
+        for process in processes.values():
+            step(process)
+        turns = [{name: step(process) for name, process in processes.items()} for _ in tqdm(range(rounds))]
+    return {name: [turn[name] for turn in turns] for name in loops}
+
+
+def one_by_one(loops: dict[str, list[str]], folder: Path, rounds: int) -> dict[str, list[dict[str, Any]]]:
+    """The same, with one loop in memory at a time, started anew in each of two turns."""
+    reports: dict[str, list[dict[str, Any]]] = {name: [] for name in loops}
+    for _turn in range(2):
+        for name, argv in tqdm(loops.items()):
+            with started(argv, folder) as process:
+                step(process)
+                reports[name] += [step(process) for _ in range(rounds)]
+    return reports
+
+
+def table(reports: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+    """The reports as rows: times relative to the last plain loop above."""
+    parts = list(dict.fromkeys(part for steps in reports.values() for one in steps for part in one["parts"]))
+    yield f"| loop | seconds a step | fastest, slowest | times as fast | peak GB | {' | '.join(parts)} |"
+    yield "|---" * (5 + len(parts)) + "|"
+    plain = 0.0
+    for name, steps in reports.items():
+        seconds = [sum(one["parts"].values()) for one in steps]
+        median = statistics.median(seconds)
+        plain = median if name.startswith("plain") else plain
+        spent = [f"{statistics.median(one['parts'].get(part, 0.0) for one in steps):.3f}" for part in parts]
+        peak = max(one["peak_gb"] for one in steps)
+        yield (
+            f"| {name} | {median:.3f} | {min(seconds):.3f}, {max(seconds):.3f} | {plain / median:.2f} | {peak:.2f} | "
+            f"{' | '.join(spent)} |"
+        )
+
+
+def first_steps(folder: Path) -> Iterator[str]:
+    """Seconds from the command to the end of the first step of the default config."""
+    yield "| start | seconds |"
+    yield "|---|---|"
+    only_training = [f"--config={ROOT / 'configs/toon.yaml'}", *flags(ONLY_TRAINING)]
+    for name, argv in {
+        "first run, class images to draw": [],
+        "second run": [],
+        "second run, no measurement, a grid of one image": only_training,
+    }.items():
+        command = [sys.executable, "-m", "lightning_dreambooth", "fit", *argv, "--trainer.callbacks+=worker.FirstStep"]
+        trusted = {"LIGHTNING_DREAMBOOTH_TRUST": "worker"}
+        path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+        began = time.perf_counter()
+        subprocess.run(command, cwd=folder, env=os.environ | trusted | {"PYTHONPATH": path}, stderr=subprocess.DEVNULL)
+        yield f"| {name} | {time.perf_counter() - began:.1f} |"
+
+
+def main() -> None:
+    """Prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["bundled", "sd15", "start"])
+    parser.add_argument("--rounds", type=int, help="steps of each loop, for sd15 in each of two turns")
+    given = parser.parse_args()
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "checkpoints").symlink_to(ROOT / "checkpoints")
+        if given.what == "bundled":
+            lines = table(side_by_side(bundled(), folder, given.rounds or 20))
+        elif given.what == "sd15":
+            lines = table(one_by_one(sd15(folder), folder, given.rounds or 2))
+        else:
+            lines = first_steps(folder)
+        for line in lines:
+            print(line)
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}, {torch.get_num_threads()} threads"
+    print(f"{platform.processor() or platform.machine()}, {versions}")
+
+
+if __name__ == "__main__":
+    main()
