@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import sd15_size
 import torch
@@ -38,18 +38,25 @@ ONLY_TRAINING = {
 FUSED = '{"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-6, "fused": true}}'
 
 
+class Loop(NamedTuple):
+    """A loop: its kind and settings, as `worker.py` takes them, and the tree of the package that it runs."""
+
+    words: list[str]
+    tree: Path = ROOT
+
+
 def flags(settings: dict[str, Any]) -> list[str]:
     """Settings as a command line has them."""
     return [f"--{key}={value}" for key, value in settings.items()]
 
 
-def bundled() -> dict[str, list[str]]:
+def bundled() -> dict[str, Loop]:
     """Loops of the bundled model, by name."""
     argv = [f"--config={ROOT / 'configs/toon.yaml'}", *flags(ONLY_TRAINING)]
-    return {"plain": ["plain", *argv], "ours": ["ours", *argv], "bare": ["bare", *argv]}
+    return {kind: Loop([kind, *argv]) for kind in ("plain", "ours", "bare")}
 
 
-def sd15(folder: Path) -> dict[str, list[str]]:
+def sd15(folder: Path) -> dict[str, Loop]:
     """Loops of a model of SD 1.5's size, by name; with a frozen and with a trained text encoder."""
     made_up = {
         "model.pretrained": sd15_size.model(folder / "sd15"), "model.variant": "null", "model.vae": "null",
@@ -61,20 +68,21 @@ def sd15(folder: Path) -> dict[str, list[str]]:
     fused = [f"--model.optimizer={FUSED}"]
     low = [f"--config={ROOT / 'configs/low_memory.yaml'}"]
     frozen = ["--model.train_text_encoder=false"]
-    return {
+    words = {
         "plain, text encoder frozen": ["plain", *study, *frozen],
         "ours, text encoder frozen": ["ours", *study, *frozen, *fused],
         "ours, low_memory.yaml": ["ours", *study, *low, *frozen],
         "plain, text encoder trained": ["plain", *study],
         "ours, text encoder trained": ["ours", *study, *fused],
     }
+    return {name: Loop(given) for name, given in words.items()}
 
 
 @contextmanager
-def started(argv: list[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
+def started(loop: Loop, folder: Path) -> Iterator[subprocess.Popen[str]]:
     """A loop in a process of its own, ready for its first step."""
-    words = [sys.executable, str(Path(__file__).with_name("worker.py")), *argv]
-    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    words = [sys.executable, str(Path(__file__).with_name("worker.py")), *loop.words]
+    path = os.pathsep.join([str(loop.tree), str(Path(__file__).parent)])
     process = subprocess.Popen(
         words, cwd=folder, env=os.environ | {"PYTHONPATH": path}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL, text=True,
@@ -102,22 +110,22 @@ def step(process: subprocess.Popen[str]) -> dict[str, Any]:
     return reported(process)
 
 
-def side_by_side(loops: dict[str, list[str]], folder: Path, rounds: int) -> dict[str, list[dict[str, Any]]]:
+def side_by_side(loops: dict[str, Loop], folder: Path, rounds: int) -> dict[str, list[dict[str, Any]]]:
     """Reports of the steps of each loop, all of them in memory at once; the first step of each is not counted."""
     with ExitStack() as stack:
-        processes = {name: stack.enter_context(started(argv, folder)) for name, argv in loops.items()}
+        processes = {name: stack.enter_context(started(loop, folder)) for name, loop in loops.items()}
         for process in processes.values():
             step(process)
         turns = [{name: step(process) for name, process in processes.items()} for _ in tqdm(range(rounds))]
     return {name: [turn[name] for turn in turns] for name in loops}
 
 
-def one_by_one(loops: dict[str, list[str]], folder: Path, rounds: int) -> dict[str, list[dict[str, Any]]]:
+def one_by_one(loops: dict[str, Loop], folder: Path, rounds: int) -> dict[str, list[dict[str, Any]]]:
     """The same, with one loop in memory at a time, started anew in each of two turns."""
     reports: dict[str, list[dict[str, Any]]] = {name: [] for name in loops}
     for _turn in range(2):
-        for name, argv in tqdm(loops.items()):
-            with started(argv, folder) as process:
+        for name, loop in tqdm(loops.items()):
+            with started(loop, folder) as process:
                 step(process)
                 reports[name] += [step(process) for _ in range(rounds)]
     return reports

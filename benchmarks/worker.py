@@ -8,7 +8,6 @@ import json
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -55,9 +54,8 @@ class Pace:
         """Reports the step and waits; the process ends when there are no more lines."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        parts: Counter[str] = Counter()
-        for (_, begin), (part, end) in zip(self.marks, self.marks[1:], strict=False):
-            parts[part] += between(begin, end)
+        marks = zip(self.marks, self.marks[1:], strict=False)
+        parts = {part: between(begin, end) for (_, begin), (part, end) in marks}
         self.report({"parts": parts, "peak_gb": peak_gb()})
         if not sys.stdin.readline():
             self.end()
