@@ -3,8 +3,8 @@
     python benchmarks/gate.py main            exit code 1 if a step takes over 1.075 times as long as in that revision
 
 Both trees run `fit` on the bundled model in processes of their own, a step each in turn, and the median of the ratios
-of neighbouring steps decides: whatever else the machine does falls on both. A step that is 15 % slower lies as far above
-the bound as an equal one lies below it; `--rounds` makes the median sharper.
+of neighbouring steps decides: whatever else the machine does falls on both. A step that is 15 % slower lies as far
+above the bound as an equal one lies below it; `--rounds` makes the median sharper.
 """
 
 import argparse
