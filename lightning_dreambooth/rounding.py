@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from jaxtyping import BFloat16, Float, Int16
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.adamw import AdamW, adamw
 
 CHUNK = {"cpu": 2**17}  # numbers updated at once, in fp32: as many as a processor's cache holds
@@ -24,7 +25,7 @@ def round_stochastically(values: Float[Tensor, " n"], bits: Int16[Tensor, " n"])
     return values.view(torch.bfloat16)[1::2]
 
 
-class RoundingAdamW(AdamW):
+class RoundingAdamW(Optimizer):
     """AdamW (arXiv:1711.05101) that computes in fp32 and rounds bf16 weights and their states stochastically.
 
     An update below 1/256 of a weight would be lost in bf16 by rounding to the nearest. Weights in fp32 are updated as
@@ -43,9 +44,8 @@ class RoundingAdamW(AdamW):
         self, params: Iterable[Any], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
         weight_decay: float = 1e-2,
     ) -> None:  # fmt: skip
-        super().__init__(params, lr, betas, eps, weight_decay)
-        for group in self.param_groups:
-            group["steps"] = 0
+        AdamW([torch.empty(0)], lr, betas, eps, weight_decay)  # which refuses wrong values
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "steps": 0})
         weights = [weight for group in self.param_groups for weight in group["params"]]
         self.numbers = {weight: number for number, weight in enumerate(weights)}
 

@@ -16,7 +16,7 @@ from lightning_dreambooth.callbacks.loggers import log_image
 from lightning_dreambooth.data.checks import check_lengths, check_positive
 from lightning_dreambooth.data.concepts import Concept
 from lightning_dreambooth.data.grids import tile
-from lightning_dreambooth.data.image_store import write_job
+from lightning_dreambooth.data.image_store import ImageStore, write_job
 from lightning_dreambooth.data.images import View, crop, read_image, write_png
 from lightning_dreambooth.datamodule import DreamBoothData
 from lightning_dreambooth.diffusion.requests import (
@@ -35,7 +35,7 @@ from lightning_dreambooth.distributed import barrier
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.inputs import expand, read_text
 from lightning_dreambooth.module import DreamBooth
-from lightning_dreambooth.saving.runs import output_folder, step_name
+from lightning_dreambooth.saving.runs import CACHE, output_folder, step_name
 
 SAMPLES = "samples"
 CONTACT_SHEET = 64  # training images shown at most
@@ -61,6 +61,7 @@ class Samples(Callback):
         sampler: Algorithm that removes the noise.
         batch_size: Images drawn at once.
         every_n_steps: Optimizer steps between grids; one is always drawn before the first step and after the last.
+        base_dir: Linked to fidelity.
     """
 
     def __init__(
@@ -75,7 +76,9 @@ class Samples(Callback):
         sampler: Sampler = "ddim",
         batch_size: int = 4,
         every_n_steps: int = 100,
+        base_dir: str = str(CACHE / "base_images"),
     ) -> None:
+        self.base_dir = Path(expand(base_dir))
         self.prompts = [prompts] if isinstance(prompts, str) else prompts
         if prompts_file is not None:
             file = Path(expand(prompts_file))
@@ -139,10 +142,20 @@ class Samples(Callback):
         show(trainer, "training images", tile(images, columns=8), output_folder(trainer) / "training_images.png")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Draws the base model's grid, or a grid that was due when the resumed run was stopped."""
-        skipped = due(trainer, self.every_n_steps) and self.drawn_step < trainer.global_step
-        if trainer.global_step == 0 or skipped:
+        """Shows what the model draws before training, or draws a grid that was due when the resumed run was stopped."""
+        if trainer.global_step == 0:
+            self._show_grid(trainer, self._base_images(trainer, pl_module))
+        elif due(trainer, self.every_n_steps) and self.drawn_step < trainer.global_step:
             self._draw_grid(trainer, pl_module)
+
+    def _base_images(self, trainer: pl.Trainer, module: DreamBooth) -> list[Image.Image]:
+        """Images of the model before training, which all runs that begin with it share."""
+        data: DreamBoothData = trainer.datamodule  # type: ignore[attr-defined]
+        begins_with = (module.tuned_files.fingerprint, data.resolution_px, str(trainer.precision))
+        store = ImageStore(self.base_dir, *begins_with, self.batch_size)
+        with module.averaged(), trainer.precision_plugin.forward_context():
+            paths = store.fill(self.requests(data.concepts), lambda: module.model, "samples before training")
+        return [read_image(path) for path in paths]
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Draws a grid when one is due; not in a run that is being stopped, which must save its state first."""
@@ -153,19 +166,23 @@ class Samples(Callback):
         return output_folder(trainer) / SAMPLES / f"{step_name(trainer.global_step)}.png"
 
     def _draw_grid(self, trainer: pl.Trainer, module: DreamBooth) -> None:
-        self.drawn_step = trainer.global_step
-        if not trainer.is_global_zero:
-            return
         data: DreamBoothData = trainer.datamodule  # type: ignore[attr-defined]
-        jobs = [ImageJob(number, request) for number, request in enumerate(self.requests(data.concepts))]
+        requests = self.requests(data.concepts) if trainer.is_global_zero else []
+        jobs = [ImageJob(number, request) for number, request in enumerate(requests)]
         with trainer.precision_plugin.forward_context():
             images = [
                 to_pil_image(image)
                 for batch in batches(jobs, self.batch_size)
                 for image in as_bytes(module.draw([job.request for job in batch], data.resolution_px)).cpu()
             ]
-        grid = tile(images, columns=len(self.seeds), labels=self._prompts(data.concepts))
-        show(trainer, "samples", grid, self._file(trainer))
+        self._show_grid(trainer, images)
+
+    def _show_grid(self, trainer: pl.Trainer, images: list[Image.Image]) -> None:
+        self.drawn_step = trainer.global_step
+        if trainer.is_global_zero:
+            data: DreamBoothData = trainer.datamodule  # type: ignore[attr-defined]
+            grid = tile(images, columns=len(self.seeds), labels=self._prompts(data.concepts))
+            show(trainer, "samples", grid, self._file(trainer))
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Takes the folder of the first process; other processes may have chosen another while several runs started."""

@@ -49,6 +49,7 @@ def add_sections(parser: LightningArgumentParser) -> None:
     for section, kind in SECTIONS.items():
         parser.add_lightning_class_args(kind, section)
     parser.link_arguments("seed_everything", "model.seed")
+    parser.link_arguments("fidelity.base_dir", "samples.base_dir")
     parser.link_arguments("model", "data.training_setup", lambda module: module.training_setup, apply_on="instantiate")
 
 
