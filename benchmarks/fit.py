@@ -72,6 +72,7 @@ def sd15(folder: Path) -> dict[str, Loop]:
         "plain, text encoder frozen": ["plain", *study, *frozen],
         "ours, text encoder frozen": ["ours", *study, *frozen, *fused],
         "ours, low_memory.yaml": ["ours", *study, *low, *frozen],
+        "ours, low_memory.yaml, fused AdamW": ["ours", *study, *low, *frozen, *fused],
         "plain, text encoder trained": ["plain", *study],
         "ours, text encoder trained": ["ours", *study, *fused],
     }
@@ -163,7 +164,10 @@ def first_steps(folder: Path) -> Iterator[str]:
         trusted = {"LIGHTNING_DREAMBOOTH_TRUST": "worker"}
         path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
         began = time.perf_counter()
-        subprocess.run(command, cwd=folder, env=os.environ | trusted | {"PYTHONPATH": path}, stderr=subprocess.DEVNULL)
+        environment = os.environ | trusted | {"PYTHONPATH": path}
+        subprocess.run(
+            command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         yield f"| {name} | {time.perf_counter() - began:.1f} |"
 
 

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import torch
+from peak import resident_peak
 
 from lightning_dreambooth.cli.job import Job
 from lightning_dreambooth.cli.main import build_job
@@ -47,19 +48,13 @@ def seconds(jobs: dict[str, Job], rounds: int) -> dict[str, list[float]]:
 
 def peak_mb(job: Job) -> float:
     """Growth of the peak memory of this process by the model and a few steps, in MB; on a GPU, the device's peak."""
-    before = highest_resident_mb()
+    before = resident_peak()
     step = training_step(prepared(job))
     for _ in range(STEPS_FOR_MEMORY):
         step()
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
-    return highest_resident_mb() - before
-
-
-def highest_resident_mb() -> float:
-    """Peak of this process's resident memory; `getrusage` would count that of the process that started it, too."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+    return (resident_peak() - before) / 1e6
 
 
 def main() -> None:

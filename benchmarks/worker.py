@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from peak import resident_peak
 from pytorch_lightning.callbacks import Callback
 
 Stamp = float | torch.cuda.Event
@@ -37,7 +38,7 @@ def peak_gb() -> float:
     """Peak memory of the device; of this process on a CPU."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
-    return int(Path("/proc/self/status").read_text(encoding="utf-8").split("VmHWM:")[1].split()[0]) * 1024 / 1e9
+    return resident_peak() / 1e9
 
 
 class Pace:

@@ -79,11 +79,14 @@ def _check_rounding(settings: Mapping[str, Any], optimizer: Optimizer) -> None:
 
 
 def _check_update_in_backward(trainer: Any) -> None:
+    if optimization.scaler(trainer) is not None:  # it looks at all gradients before the first update
+        raise InputError(
+            f"model.update_in_backward does not go with trainer.precision {trainer.precision}; use bf16-mixed"
+        )
     for key, value, needed in (
         ("gradient_clip_val", trainer.gradient_clip_val or None, None),  # the norm of all gradients comes too late
         ("accumulate_grad_batches", trainer.accumulate_grad_batches, 1),
         ("devices", trainer.world_size, 1),
-        ("precision", trainer.precision, trainer.precision if optimization.scaler(trainer) is None else "bf16-mixed"),
     ):
         if value != needed:
             shown = "null" if needed is None else needed

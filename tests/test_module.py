@@ -269,7 +269,7 @@ def test_weights_in_bf16_are_trained_as_those_in_fp32_up_to_their_rounding(run: 
         cli = run(**shared, model__weight_dtype=dtype, model__optimizer=optimizer)
         changes[dtype] = weights_of(cli.model.model.unet).float() - weights_of(base.unet)
     exact, rounded = changes["float32"], changes["bfloat16"]
-    print((rounded @ exact) / (exact @ exact), (rounded - exact).norm() / exact.norm())
+    print((rounded @ exact) / (exact @ exact), (rounded - exact).norm() / exact.norm())  # shown by `pytest -s`
     assert float((rounded @ exact) / (exact @ exact)) == pytest.approx(1, abs=0.05)
     assert float((rounded - exact).norm() / exact.norm()) < 1
 

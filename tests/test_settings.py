@@ -4,6 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
+from helpers.fake_cuda import fake_cuda, strategy
+
+from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.module import DreamBooth
 
 BF16 = {"model__weight_dtype": "bfloat16", "trainer__precision": "bf16-mixed"}
 ROUNDING = "lightning_dreambooth.rounding.RoundingAdamW"
@@ -23,3 +28,12 @@ def test_they_end_in_one_line(complaint: Callable[..., str], settings: dict[str,
     settings = {"model__optimizer": "torch.optim.AdamW"} | settings
     assert line in complaint(**settings)
     assert not Path("runs").exists()
+
+
+def test_a_gradient_scaler_comes_too_late_for_updates_in_backward() -> None:
+    with fake_cuda():
+        settings = {"precision": "16-mixed", "gradient_clip_val": None, "max_steps": 1, "logger": False}
+        trainer = pl.Trainer(**settings, strategy=strategy(), enable_checkpointing=False)
+        DreamBooth().check_training(trainer)
+        with pytest.raises(InputError, match=r"trainer\.precision 16-mixed; use bf16-mixed"):
+            DreamBooth(update_in_backward=True).check_training(trainer)
