@@ -44,6 +44,10 @@ def run() -> None:
         from lightning_dreambooth.study import cli  # imported here: the other verbs need no plots
 
         cli.main(sys.argv[2:])
+    elif sys.argv[1:2] == ["plan"]:
+        from lightning_dreambooth.planning import cli as planning  # nor fake tensors
+
+        planning.main(sys.argv[2:])
     elif sys.argv[1:2] == ["export"]:
         exporting.main(sys.argv[2:])
     else:

@@ -130,7 +130,7 @@ def test_sampling_weights_takes_no_memory_in_any_layout(channels_last: bool) -> 
         part.to(memory_format=torch.channels_last)
     with fake_cuda() as device:
         fake = as_fake(part, device).to("cuda")
-        device.peak = before = device.live
+        device.peak = before = device.resident
         weight_sample(dict(fake.named_parameters()))
         assert device.peak - before < 2**20  # the weights themselves are 10 MiB
 

@@ -89,7 +89,7 @@ class Peaks(Callback):
 
     def _note(self, phase: str) -> None:
         self.gb[phase] = self.device.peak / GB
-        self.device.peak = self.device.live
+        self.device.peak = self.device.resident
 
 
 def predict(sd15: Path, precision: str, argv: list[str]) -> dict[str, float]:

@@ -91,14 +91,15 @@ class FidelityMeasurement:
 
     def draw_base_images(self, trainer: pl.Trainer) -> None:
         """Draws the missing images of the base model, all processes together."""
-        precision = str(trainer.precision)
-        store = ImageStore(
-            self.base_dir, self.base_files.fingerprint, self.data.resolution_px, precision, self.batch_size
-        )
         load = cache(lambda: self._load_base(trainer.strategy.root_device))
         with trainer.precision_plugin.forward_context():
             requests = [probe.request for probe in self.probes]
-            self.base_images = store.fill(requests, load, "images of the base model")
+            self.base_images = self.base_store(trainer).fill(requests, load, "images of the base model")
+
+    def base_store(self, trainer: pl.Trainer) -> ImageStore:
+        """The images of the base model, drawn or not."""
+        made_by = (self.base_files.fingerprint, self.data.resolution_px, str(trainer.precision))
+        return ImageStore(self.base_dir, *made_by, self.batch_size)
 
     def _load_base(self, device: torch.device) -> StableDiffusion:
         if self.base_files is self.data.files:

@@ -117,11 +117,14 @@ class ImageStore:
 
         Images that another list of requests has drawn stay as they are, so that a run finds its own again.
         """
-        jobs = [ImageJob(number, request, self.path(request)) for number, request in enumerate(requests)]
         writer = ImageWriter(load, self.model, self.resolution_px, self.batch_size)
-
-        def missing() -> list[ImageJob]:
-            return [job for job in jobs if job.path and not job.path.is_file()]
-
-        fill_folder(self.folder / self.model, lambda: jobs, missing, writer, title)
+        listed = (lambda: self._jobs(requests)), (lambda: self.missing(requests))
+        fill_folder(self.folder / self.model, *listed, writer, title)
         return [self.path(request) for request in requests]
+
+    def missing(self, requests: Sequence[Request]) -> list[ImageJob]:
+        """Jobs of the images that are not drawn yet; writes nothing."""
+        return [job for job in self._jobs(requests) if job.path and not job.path.is_file()]
+
+    def _jobs(self, requests: Sequence[Request]) -> list[ImageJob]:
+        return [ImageJob(number, request, self.path(request)) for number, request in enumerate(requests)]

@@ -27,6 +27,10 @@ class BaseModel:
             self._model = StableDiffusion.load(self.files)
         return self._model.to(device)
 
+    def put(self, model: StableDiffusion) -> None:
+        """Makes a model the one that `load` and `take` return, in place of that in the files."""
+        self._model = model
+
     def take(self) -> StableDiffusion:
         """The model where it is, for a caller that changes it: the next call reads the files again."""
         model = StableDiffusion.load(self.files) if self._model is None else self._model

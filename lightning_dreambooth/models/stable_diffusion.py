@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from lightning_dreambooth.models.attention import ShapeAwareAttention, attention_kernel
@@ -91,6 +91,33 @@ class StableDiffusion(nn.Module):
             scheduler=load_noise_schedule(folder),
             folder=folder,
         )
+
+    @classmethod
+    def without_weights(cls, files: ModelFiles) -> "StableDiffusion":
+        """The model that `load` returns, on torch's meta device: it has shapes, but no weight file is read.
+
+        Raises:
+            InputError: if its configs cannot be read.
+        """
+        tokenizer, scheduler = load_tokenizer(files.folder), load_noise_schedule(files.folder)
+        with readable_model(files.folder), torch.device("meta"):
+            model = cls(
+                unet=UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(files.folder / "unet")),
+                text_encoder=CLIPTextModel(CLIPTextConfig.from_pretrained(files.folder / "text_encoder")),
+                vae=AutoencoderKL.from_config(AutoencoderKL.load_config(files.vae_folder)),
+                tokenizer=tokenizer,
+                scheduler=scheduler,
+                folder=files.folder,
+            )
+        return model.eval().requires_grad_(False)
+
+    def loading_bytes(self, files: ModelFiles) -> int:
+        """Host memory at the peak of `load`: the parts so far in fp32, the last one beside its file."""
+        loaded = peak = 0
+        for name, part in {**self.trainable, "vae": self.vae}.items():
+            loaded += sum(weight.numel() for weight in part.parameters()) * torch.float32.itemsize
+            peak = max(peak, loaded + sum(file.stat().st_size for file in files.weights(name).files))
+        return peak
 
     @property
     def trainable(self) -> dict[str, nn.Module]:

@@ -1,7 +1,7 @@
 """Cost of a study: training steps and UNet evaluations, and their time on this machine."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count
 from typing import NamedTuple
 
@@ -83,23 +83,30 @@ def time_job(job: Job, batch_size: int) -> tuple[float, float]:
     return training, drawing
 
 
-def training_step(job: Job) -> Callable[[], None]:
-    """An optimizer step of a job whose module is set up, on empty images."""
-    module, data, trainer, model = job.module, job.data, job.trainer, job.module.model
+def empty_batches(job: Job) -> Iterator[Batch]:
+    """Batches of a job whose module is set up: empty images and prompts, with the draws of training."""
+    module, data, model = job.module, job.data, job.module.model
     token_ids = model.tokenize([""] * _rows(job))
     with torch.no_grad():
         prompts = token_ids if module.train_text_encoder else model.embed(token_ids)
     shape = model.latent_shape(data.resolution_px)
     images = Moments(torch.zeros(_rows(job), 2 * shape[0], *shape[1:], device=model.device))
     draw = DrawSource(module.seed, module.noise_offset, shape, len(model.alphas_bar))
-    halves, numbers = HALVES[: data.rows_per_sample], count()
+    halves = HALVES[: data.rows_per_sample]
+    for first in count(step=data.batch_size):
+        indices = [*range(first, first + data.batch_size)]
+        draws = Draws(*(drawn.to(model.device) for drawn in draw(indices, halves)))
+        yield Batch(indices, halves, images, prompts, draws)
+
+
+def training_step(job: Job) -> Callable[[], None]:
+    """An optimizer step of a job whose module is set up, on empty images."""
+    module, trainer, batches = job.module, job.trainer, empty_batches(job)
     optimizer = module.optimizer([weight for named in module.trained.values() for weight in named.values()])
 
     def step() -> None:
         for _ in range(trainer.accumulate_grad_batches):
-            indices = [next(numbers) for _ in range(data.batch_size)]
-            draws = Draws(*(drawn.to(model.device) for drawn in draw(indices, halves)))
-            batch = Batch(indices, halves, images, prompts, draws)
+            batch = next(batches)
             with trainer.precision_plugin.forward_context():
                 loss: Tensor = module.loss(batch).total
             loss.backward()

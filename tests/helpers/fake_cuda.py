@@ -6,7 +6,6 @@ and so waits for it, is counted. What kernels do inside, streams and pinned memo
 
 import linecache
 import traceback
-import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,35 +20,31 @@ from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import GraphExecGroup
 
 from lightning_dreambooth.diffusion.sampling import SAMPLERS
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
+from lightning_dreambooth.planning.memory import LiveMemory
 
 aten = torch.ops.aten
 READS = (aten._local_scalar_dense.default, aten.nonzero.default, aten.unique_dim.default, aten._unique2.default)
 NUMBERS = {torch.bool: True, torch.long: 0}  # what is read; 1.0 where it is a float
 CPU_GENERATOR = torch.Generator()  # which fake tensors take in place of that of a GPU
-BLOCK = 512  # bytes; CUDA's allocator hands out multiples of it
 
 
-class Device(TorchDispatchMode):
-    """What happens on the device.
+class Device(LiveMemory):
+    """What happens on the device, and what lives there.
 
     Attributes:
         waits: How often the host waited, by the line of the package, or else of a library, that read.
-        live: Bytes of live tensors.
-        peak: The largest number of these.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__("cuda")
         self.fakes = FakeTensorMode(allow_non_fake_inputs=True)
         self.waits: Counter[str] = Counter()
-        self.live = self.peak = 0
-        self.storages: set[int] = set()
 
     def wait(self, *_: Any) -> None:
         """Counts a wait."""
@@ -73,8 +68,8 @@ class Device(TorchDispatchMode):
 
         return tolist
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def answer(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The result of an operation, whose wait is counted if there is one."""
         on_cuda = any(leaf.device.type == "cuda" for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
         to_host = func is aten._to_copy.default and str(kwargs.get("device")) == "cpu"
         if on_cuda and (func in READS or to_host):
@@ -82,9 +77,6 @@ class Device(TorchDispatchMode):
         result = self._answer(func, args, kwargs)
         if func is aten._to_copy.default and isinstance(result, FakeTensor):
             result.constant = getattr(args[0], "constant", None)
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.device.type == "cuda":
-                self._hold(leaf.untyped_storage())
         return result
 
     def _answer(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -102,19 +94,6 @@ class Device(TorchDispatchMode):
             places = torch.arange(len(args[0]), device=args[0].device)
             return args[0].clone(), places, torch.ones_like(places)
         return func(*args, **kwargs)
-
-    def _hold(self, storage: Any) -> None:
-        key = storage._cdata
-        if key not in self.storages:
-            size = -(-storage.nbytes() // BLOCK) * BLOCK
-            self.storages.add(key)
-            self.live += size
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._let_go, key, size)
-
-    def _let_go(self, key: int, size: int) -> None:
-        self.storages.discard(key)
-        self.live -= size
 
 
 def walk(loss: Tensor, *_: Any, **__: Any) -> None:
