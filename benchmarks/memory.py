@@ -26,8 +26,9 @@ from lightning_dreambooth.planning.work import Rates
 ROOT = Path(__file__).parent.parent
 TOONBASE = ROOT / "checkpoints/toonbase"
 SHORT = [
-    "--trainer.max_steps=2", "--trainer.accelerator=cpu", "--trainer.precision=32", "--trainer.enable_progress_bar=false",
-    "--data.class_data_dir=class", "--data.class_steps=1", "--samples.steps=1", "--fidelity.steps=1",
+    "--trainer.max_steps=2", "--trainer.accelerator=cpu", "--trainer.precision=32",
+    "--trainer.enable_progress_bar=false", "--data.class_data_dir=class", "--data.class_steps=1",
+    "--samples.steps=1", "--fidelity.steps=1",
 ]  # fmt: skip
 BUNDLED = ["-c", "configs/toon.yaml", "--data.num_class_images=32", *SHORT]
 SMALL = [
@@ -100,7 +101,7 @@ def random_sd15(folder: Path) -> None:
         (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
 
 
-def in_own_process(kind: str, case: str, argv: list[str]) -> float:
+def in_own_process(kind: str, argv: list[str]) -> float:
     """Runs a prediction or a fit in a process and an empty folder of its own => MB."""
     with tempfile.TemporaryDirectory() as folder:
         for name in ("configs", "checkpoints"):
@@ -126,7 +127,7 @@ def compare() -> None:
             if given.sd15 is None:
                 continue
             argv = [*argv, f"--model.pretrained={given.sd15.absolute()}"]
-        predicted, measured = in_own_process("predict", case, argv), in_own_process("measure", case, argv)
+        predicted, measured = in_own_process("predict", argv), in_own_process("measure", argv)
         print(f"| {case} | {predicted:.0f} | {measured:.0f} | {predicted / measured - 1:+.1%} |", flush=True)
 
 

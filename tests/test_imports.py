@@ -55,6 +55,7 @@ STOREYS = {
         "spec", "variants", "figures", "reading", "cost", "fits", "tasks", "executors", "measuring", "results", "plots",
         "curves", "page", "cli",
     ],
+    "planning": ["memory", "work", "rehearsal", "phases", "switches", "cli"],
 }  # fmt: skip
 ROOMS = [f"{storey}.{room}" if room else storey for storey, rooms in STOREYS.items() for room in (rooms or [""])]
 # The only files, or whole folders, that import a library.

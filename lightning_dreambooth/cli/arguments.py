@@ -33,7 +33,7 @@ SECTIONS: dict[str, type] = {
 }
 MAX_NAME = 240  # bytes; most disks take 255, and a number may follow
 TOOLS = {
-    "plan": "print the memory and time that `fit` with the same options would need, and what to flip if it does not fit",
+    "plan": "print the memory and time that `fit` with the same options needs, and what to change if it does not fit",
     "study": "run many fits from one file, and report their figures and metrics",
     "export": "write a finished model as a diffusers folder, a single file or a LoRA",
 }

@@ -169,7 +169,8 @@ class StableDiffusion(nn.Module):
 
     def lay_out_contiguously(self) -> None:
         """Stores the UNet's weights contiguously, for optimizers that do so in their first step anyway."""
-        self.unet.to(memory_format=torch.contiguous_format)
+        for weight in self.unet.parameters():
+            weight.data = weight.data.contiguous()
 
     def tokenize(self, prompts: Sequence[str]) -> TokenIds:
         """Prompts => token ids, on the model's device."""

@@ -11,6 +11,8 @@ from lightning_dreambooth.evaluation.fixed_noise_loss import IMAGES
 from lightning_dreambooth.planning.rehearsal import Rehearsal
 from lightning_dreambooth.planning.work import Work
 
+Repeated = tuple[int | float, Work]  # how often work is done
+
 
 class Phase(NamedTuple):
     """A phase of a `fit`.
@@ -23,7 +25,7 @@ class Phase(NamedTuple):
 
     name: str
     peak: int
-    work: list[tuple[float, Work]]
+    work: list[Repeated]
 
 
 class Prediction(NamedTuple):
@@ -53,7 +55,7 @@ def predict(job: Job) -> Prediction:
     grids = 1 + -(-steps // samples.every_n_steps)
     drawn = _draw(rehearsal, samples.requests(job.data.concepts), samples.batch_size, grids)
     phases = [preparing, training, _phase(rehearsal, "drawing samples", drawn)]
-    measured: list[tuple[float, Work]] = []
+    measured: list[Repeated] = []
     if fidelity.measurement:
         requests = [probe.request for probe in fidelity.measurement.probes]
         measured += _draw(rehearsal, requests, fidelity.batch_size, -(-steps // fidelity.every_n_steps))
@@ -67,12 +69,12 @@ def predict(job: Job) -> Prediction:
     return Prediction(phases, rehearsal.filled_by)
 
 
-def _phase(rehearsal: Rehearsal, name: str, work: list[tuple[float, Work]]) -> Phase:
+def _phase(rehearsal: Rehearsal, name: str, work: list[Repeated]) -> Phase:
     peak, rehearsal.memory.peak = rehearsal.memory.peak, rehearsal.memory.resident
     return Phase(name, peak, work)
 
 
-def _prepare(rehearsal: Rehearsal) -> list[tuple[float, Work]]:
+def _prepare(rehearsal: Rehearsal) -> list[Repeated]:
     job, work = rehearsal.job, []
     for images in job.data.class_images():
         work += _draw(rehearsal, [job.request for job in images.missing()], images.batch_size)
@@ -82,8 +84,8 @@ def _prepare(rehearsal: Rehearsal) -> list[tuple[float, Work]]:
         work += _draw(rehearsal, missing, measurement.batch_size)
     instances = sum(len(concept.instances) for concept in job.data.images())
     if job.data.cache_latents:
-        images = instances + sum(images.count for images in job.data.class_images())
-        views = images * len(training_views(job.data.crop, job.data.flip, job.data.seed))
+        count = instances + sum(images.count for images in job.data.class_images())
+        views = count * len(training_views(job.data.crop, job.data.flip, job.data.seed))
         at_once = min(views, images_at_once(job.data.resolution_px))
         work.append((views / at_once, rehearsal.encode(at_once)))
     if job.callbacks.fidelity.losses_every_n_steps:
@@ -96,9 +98,7 @@ def _loss_sets(job: Job) -> int:
     return 1 + any(concept.held_out_dir for concept in job.data.concepts) + (job.data.prior == "images")
 
 
-def _draw(
-    rehearsal: Rehearsal, requests: Sequence[Request], batch_size: int, times: int = 1
-) -> list[tuple[float, Work]]:
+def _draw(rehearsal: Rehearsal, requests: Sequence[Request], batch_size: int, times: int = 1) -> list[Repeated]:
     """The work of drawing these images so many times, in batches."""
     if not requests:
         return []

@@ -37,19 +37,21 @@ class Rehearsal:
         self.job, self.device = job, job.trainer.strategy.root_device
         self.memory = LiveMemory(self.device.type)
         model = StableDiffusion.without_weights(job.data.files)
-        with self.memory, FakeTensorMode(allow_non_fake_inputs=True):
-            model.to_empty(device=self.device)
+        with self.memory:
+            with FakeTensorMode(allow_non_fake_inputs=True):
+                model.to_empty(device=self.device)
             job.module.base.put(model)
             job.module.setup("fit")
         self.weights = self.memory.live
         if self.device.type == "cpu":
             self.memory.peak = max(self.memory.peak, model.loading_bytes(job.data.files))
         job.module.trainer = job.trainer
-        job.module._device = self.device  # type: ignore[assignment]  # Module.to refuses fakes (pytorch#148977)
+        job.module._device = self.device  # Module.to refuses fakes (pytorch#148977)
 
     def _work(self, do: Callable[[], object]) -> Work:
         with self.memory, Work() as work:
             do()
+        self.memory.join()
         return work
 
     def train(self) -> tuple[Work, Work]:
@@ -60,7 +62,8 @@ class Rehearsal:
         """
         module, trainer = self.job.module, self.job.trainer
         with self.memory:
-            self.optimizer: Any = module.configure_optimizers()["optimizer"]  # type: ignore[index]
+            configured: Any = module.configure_optimizers()
+            self.optimizer: Any = configured["optimizer"]
             batches = empty_batches(self.job)
         trained = [weight for named in module.trained.values() for weight in named.values()]
         self.gradients = sum(weight.nbytes for weight in trained)
@@ -70,11 +73,10 @@ class Rehearsal:
             with trainer.precision_plugin.forward_context():
                 loss = module.loss(next(batches)).total
             self.activations = self.memory.live - before
-            with self.memory.backward():
-                loss.backward()
+            loss.backward()
 
         def update() -> None:
-            optimizer = self.optimizer
+            optimizer = self.optimizer  # kept, with its states, for what is drawn after training
             module.configure_gradient_clipping(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
             with without_waits(optimizer):
                 optimizer.step()
@@ -91,16 +93,18 @@ class Rehearsal:
         return works
 
     def draw(self, requests: Sequence[Request]) -> Work:
-        """Draws a batch of images: as much as one and two sampling steps tell of all."""
-        one, two = (self._draw(requests, steps) for steps in (1, 2))
+        """Draws a batch of images in one sampling step, as all of them take no more memory => the work of all."""
+        one = self._work(lambda: self._draw(requests, 1))
+        with Work() as two:
+            self._draw(requests, 2)
         return one.extended(two, requests[0].settings.steps - 1)
 
-    def _draw(self, requests: Sequence[Request], steps: int) -> Work:
+    def _draw(self, requests: Sequence[Request], steps: int) -> None:
         module, side_px = self.job.module, self.job.data.resolution_px
         settings = replace(requests[0].settings, steps=steps)
         fewer = [request._replace(settings=settings) for request in requests]
         with self.job.trainer.precision_plugin.forward_context():
-            return self._work(lambda: module.draw(fewer, side_px))
+            module.draw(fewer, side_px)
 
     def encode(self, count: int) -> Work:
         """Encodes so many images at once."""

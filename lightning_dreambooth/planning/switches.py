@@ -29,8 +29,9 @@ class Flipped(NamedTuple):
 def switches(job: Job) -> list[list[str]]:
     """Switches that a job has not flipped yet, as arguments of `fit`, those that cost the least time first.
 
-    Optimizer states in eight bits cost hardly any, images drawn one by one a little, a smaller batch that is accumulated
-    more often some more, gradient checkpointing a second forward pass. Adapters change what is trained, so they are last.
+    Optimizer states in eight bits cost hardly any, images drawn one by one a little, a smaller batch that is
+    accumulated more often some more, gradient checkpointing a second forward pass. Adapters change what is trained, so
+    they are last.
     """
     found = []
     trained = trial.build(job.module.optimizer)
