@@ -63,7 +63,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _seconds(phase: Phase, rates: Rates) -> float:
-    return sum(times * rates.seconds(work) for times, work in phase.work)
+    return sum((times * rates.seconds(work) for times, work in phase.work), 0.0)
 
 
 def _row(phase: Phase, rates: Rates) -> str:

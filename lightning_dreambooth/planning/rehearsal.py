@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_dreambooth.cli.job import Job
@@ -88,7 +89,8 @@ class Rehearsal:
             for _ in range(min(2, trainer.accumulate_grad_batches)):  # gradients live during the second
                 work = self._work(micro_batch)
             works = work, self._work(update)
-        self.states = self.memory.live - self.weights
+        states = [value for named in self.optimizer.state.values() for value in named.values()]
+        self.states = sum(value.nbytes for value in states if isinstance(value, Tensor))
         module.gradients = None  # drawing would ask for their faults, which only numbers could tell
         return works
 

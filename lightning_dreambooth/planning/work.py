@@ -110,7 +110,7 @@ class Rates:
 
     def seconds(self, work: Work) -> float:
         """Time of counted work."""
-        return sum(amount * self.of_operations[call.operation] for call, amount in work.of_calls.items())
+        return sum((amount * self.of_operations[call.operation] for call, amount in work.of_calls.items()), 0.0)
 
 
 @torch.no_grad()
