@@ -4,27 +4,24 @@
 
 Every prediction and every fit runs in a process of its own, for two steps with few images, in an empty folder. What
 counts is the growth of the peak of resident memory over what the process takes before the model is loaded. Without
---sd15, only the bundled model is tried; else FOLDER gets a random model of SD 1.5's size, 2 GB, unless it is there.
+--sd15, only the bundled model is tried; else FOLDER gets a random model of SD 1.5's size, 4.3 GB, unless it is there.
 """
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+import sd15_size
+from peak import resident_peak
 
 from lightning_dreambooth.cli.main import build_job, main
 from lightning_dreambooth.planning.phases import predict
 from lightning_dreambooth.planning.work import Rates
 
 ROOT = Path(__file__).parent.parent
-TOONBASE = ROOT / "checkpoints/toonbase"
 SHORT = [
     "--trainer.max_steps=2", "--trainer.accelerator=cpu", "--trainer.precision=32",
     "--trainer.enable_progress_bar=false", "--data.class_data_dir=class", "--data.class_steps=1",
@@ -59,12 +56,6 @@ CASES = {
 }  # fmt: skip
 
 
-def highest_resident_mb() -> float:
-    """Peak of this process's resident memory, in MB."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
-
-
 def predicted_mb(argv: list[str]) -> float:
     """What `plan` predicts for a fit, in MB."""
     prediction = predict(build_job(argv))
@@ -75,30 +66,9 @@ def predicted_mb(argv: list[str]) -> float:
 def measured_mb(argv: list[str]) -> float:
     """What a fit adds to the peak of this process, in MB."""
     build_job(argv)
-    before = highest_resident_mb()
+    before = resident_peak()
     main(["fit", *argv])
-    return highest_resident_mb() - before
-
-
-def random_sd15(folder: Path) -> None:
-    """Writes a model of SD 1.5's size with random weights, in half precision."""
-    torch.manual_seed(0)
-    widths = (128, 256, 512, 512)
-    parts = {
-        "unet": UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
-        "vae": AutoencoderKL(
-            block_out_channels=widths, layers_per_block=2, latent_channels=4, scaling_factor=0.18215,
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        ),
-        "text_encoder": CLIPTextModel(
-            CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-        ),
-    }  # fmt: skip
-    for name, part in parts.items():
-        part.half().save_pretrained(folder / name)
-    for name in ("tokenizer", "scheduler", "model_index.json"):
-        source = TOONBASE / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
+    return (resident_peak() - before) / 1e6
 
 
 def in_own_process(kind: str, argv: list[str]) -> float:
@@ -118,8 +88,8 @@ def compare() -> None:
     parser.add_argument("--sd15", type=Path, help="folder of the random model of SD 1.5's size")
     parser.add_argument("--only", nargs="+", choices=CASES, default=[*CASES], metavar="NAME")
     given = parser.parse_args()
-    if given.sd15 and not (given.sd15 / "model_index.json").is_file():
-        random_sd15(given.sd15)
+    if given.sd15 and not given.sd15.is_dir():
+        sd15_size.model(given.sd15)
     print("| config | predicted MB | measured MB | difference |\n|---|---|---|---|")
     for case in given.only:
         argv = CASES[case]

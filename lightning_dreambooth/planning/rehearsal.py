@@ -1,6 +1,8 @@
 """Rehearsal of a `fit` on fake tensors: shapes, lifetimes and operations are real, numbers do not exist."""
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -9,13 +11,18 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_dreambooth.cli.job import Job
-from lightning_dreambooth.diffusion.requests import Request
+from lightning_dreambooth.diffusion.requests import Request, SamplingSettings
 from lightning_dreambooth.evaluation.fixed_noise_loss import FixedSample, stratified_errors
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 from lightning_dreambooth.optimization import without_waits
 from lightning_dreambooth.planning.memory import LiveMemory
 from lightning_dreambooth.planning.work import Work
 from lightning_dreambooth.study.cost import empty_batches
+
+HARMLESS = [  # warnings
+    "The .grad attribute of a Tensor that is not a leaf",  # of adapters, which peft makes with numbers
+    "Accessing the data pointer of FakeTensor",  # deepcopy looks for it
+]
 
 
 class Rehearsal:
@@ -37,8 +44,9 @@ class Rehearsal:
     def __init__(self, job: Job) -> None:
         self.job, self.device = job, job.trainer.strategy.root_device
         self.memory = LiveMemory(self.device.type)
+        self._drawn: dict[tuple[int, SamplingSettings], tuple[Work, int]] = {}  # and bytes beside what lives
         model = StableDiffusion.without_weights(job.data.files)
-        with self.memory:
+        with self._watched():
             with FakeTensorMode(allow_non_fake_inputs=True):
                 model.to_empty(device=self.device)
             job.module.base.put(model)
@@ -49,8 +57,15 @@ class Rehearsal:
         job.module.trainer = job.trainer
         job.module._device = self.device  # Module.to refuses fakes (pytorch#148977)
 
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        with warnings.catch_warnings(), self.memory:
+            for harmless in HARMLESS:
+                warnings.filterwarnings("ignore", harmless, UserWarning)
+            yield
+
     def _work(self, do: Callable[[], object]) -> Work:
-        with self.memory, Work() as work:
+        with self._watched(), Work() as work:
             do()
         self.memory.join()
         return work
@@ -62,7 +77,7 @@ class Rehearsal:
             The work of a micro-batch, and that of the update.
         """
         module, trainer = self.job.module, self.job.trainer
-        with self.memory:
+        with self._watched():
             configured: Any = module.configure_optimizers()
             self.optimizer: Any = configured["optimizer"]
             batches = empty_batches(self.job)
@@ -95,18 +110,37 @@ class Rehearsal:
         return works
 
     def draw(self, requests: Sequence[Request]) -> Work:
-        """Draws a batch of images in one sampling step, as all of them take no more memory => the work of all."""
-        one = self._work(lambda: self._draw(requests, 1))
-        with Work() as two:
-            self._draw(requests, 2)
-        return one.extended(two, requests[0].settings.steps - 1)
+        """Draws a batch of images in one sampling step, as all of them take no more memory => the work of all.
 
-    def _draw(self, requests: Sequence[Request], steps: int) -> None:
+        Batches that differ only in prompts and seeds are drawn once: later ones find the holes of the first.
+        """
+        drawn, memory = (len(requests), requests[0].settings), self.memory
+        if drawn not in self._drawn:
+            before, live, memory.peak = memory.peak, memory.live, memory.resident
+            work = self._work(lambda: self._draw_in_one_step(requests))
+            step, steps = self._unet_work, requests[0].settings.steps
+            self._drawn[drawn] = work.extended(step, steps - 1), memory.peak - live
+            memory.peak = max(before, memory.peak)
+        work, needed = self._drawn[drawn]
+        memory.peak = max(memory.peak, memory.live + needed)
+        return work
+
+    def _draw_in_one_step(self, requests: Sequence[Request]) -> None:
         module, side_px = self.job.module, self.job.data.resolution_px
-        settings = replace(requests[0].settings, steps=steps)
-        fewer = [request._replace(settings=settings) for request in requests]
+        settings = replace(requests[0].settings, steps=1)
+        unet, self._unet_work = module.model.unet, Work()
+
+        def begin(*_: object) -> None:
+            self._unet_work.__enter__()
+
+        def end(*_: object) -> None:
+            self._unet_work.__exit__(None, None, None)
+
+        hooks = unet.register_forward_pre_hook(begin), unet.register_forward_hook(end)
         with self.job.trainer.precision_plugin.forward_context():
-            module.draw(fewer, side_px)
+            module.draw([request._replace(settings=settings) for request in requests], side_px)
+        for hook in hooks:
+            hook.remove()
 
     def encode(self, count: int) -> Work:
         """Encodes so many images at once."""

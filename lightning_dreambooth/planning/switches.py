@@ -10,6 +10,7 @@ from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.planning.phases import Prediction, predict
 
 ONE_BY_ONE = ["--data.class_batch_size=1", "--samples.batch_size=1", "--fidelity.batch_size=1"]
+IN_BACKWARD = ["--model.update_in_backward=true", "--trainer.gradient_clip_val=null"]
 CHECKPOINTING = ["--model.gradient_checkpointing=true"]
 ADAPTERS = ["--model.lora.rank=8", "--model.optimizer=torch.optim.AdamW", "--model.optimizer.lr=1e-4"]
 
@@ -29,11 +30,13 @@ class Flipped(NamedTuple):
 def switches(job: Job) -> list[list[str]]:
     """Switches that a job has not flipped yet, as arguments of `fit`, those that cost the least time first.
 
-    Optimizer states in eight bits cost hardly any, images drawn one by one a little, a smaller batch that is
-    accumulated more often some more, gradient checkpointing a second forward pass. Adapters change what is trained, so
-    they are last.
+    Updates in backward cost none, but leave no gradients to clip; optimizer states in eight bits cost hardly any,
+    images drawn one by one a little, a smaller batch that is accumulated more often some more, gradient checkpointing
+    a second forward pass. Adapters change what is trained, so they are last.
     """
     found = []
+    if job.module.lora is None and not job.module.update_in_backward:
+        found.append(IN_BACKWARD)
     trained = trial.build(job.module.optimizer)
     if job.module.lora is None and not type(trained).__module__.startswith("bitsandbytes"):
         rate = trained.param_groups[0]["lr"]
@@ -43,7 +46,7 @@ def switches(job: Job) -> list[list[str]]:
     while batch_size % 2 == 0:
         batch_size, accumulated = batch_size // 2, accumulated * 2
         found.append([f"--data.batch_size={batch_size}", f"--trainer.accumulate_grad_batches={accumulated}"])
-    if not job.module.gradient_checkpointing:
+    if not job.module.training_options.checkpointing:
         found.append(CHECKPOINTING)
     if job.module.lora is None:
         found.append(ADAPTERS)

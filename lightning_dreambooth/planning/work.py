@@ -69,11 +69,11 @@ class Work(TorchDispatchMode):
             self.of_calls[call] += work_of(func, args, kwargs or {}, result)
         return result
 
-    def extended(self, longer: "Work", times: int) -> "Work":
-        """This work and, so many times, what another does beyond it."""
+    def extended(self, other: "Work", times: int) -> "Work":
+        """This work and, so many times, another."""
         whole = Work()
-        for call in {*self.of_calls, *longer.of_calls}:
-            whole.of_calls[call] = self.of_calls[call] + times * (longer.of_calls[call] - self.of_calls[call])
+        for call in {*self.of_calls, *other.of_calls}:
+            whole.of_calls[call] = self.of_calls[call] + times * other.of_calls[call]
         return whole
 
 

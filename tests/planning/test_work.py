@@ -25,12 +25,8 @@ def test_the_work_of_other_operations_is_the_bytes_that_they_touch() -> None:
 
 
 def test_work_is_extended_by_what_repeats() -> None:
-    with Work() as one:
-        torch.zeros(8, 8) @ torch.zeros(8, 8)
-    with Work() as two:
-        for _ in range(2):
-            torch.zeros(8, 8) @ torch.zeros(8, 8)
-    assert of(one.extended(two, 4), "mm") == 5 * of(one, "mm")
+    once = product(8)
+    assert of(once.extended(product(8), 4), "mm") == 5 * of(once, "mm")
 
 
 def test_twice_the_work_takes_twice_the_time() -> None:
