@@ -11,7 +11,7 @@ from lightning_dreambooth.cli.main import build_job
 from lightning_dreambooth.planning import cli
 from lightning_dreambooth.planning.phases import predict
 from lightning_dreambooth.planning.rehearsal import Rehearsal
-from lightning_dreambooth.planning.switches import ADAPTERS, flip, switches
+from lightning_dreambooth.planning.switches import flip, switches
 
 ROOT = Path(__file__).parent.parent.parent
 LORA = {"model__lora.rank": 4, "model__optimizer": "torch.optim.AdamW", "model__optimizer.lr": 1e-4}
