@@ -15,6 +15,7 @@ STOREYS = {
     "bounds": [],
     "files": [],
     "inputs": [],
+    "heap": [],
     "distributed": [],
     "randomness": [],
     "models": [

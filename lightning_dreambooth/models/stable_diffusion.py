@@ -6,7 +6,7 @@ Ranges: images come in as bytes 0 ... 255 and go out in [0, 1]; latents carry th
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -29,6 +29,8 @@ from lightning_dreambooth.models.weight_files import WEIGHTS
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
 
+Part = TypeVar("Part", bound=nn.Module)
+
 
 class StableDiffusion(nn.Module):
     """UNet, text encoder and VAE with their tokenizer and noise schedule, all weights in fp32."""
@@ -45,9 +47,9 @@ class StableDiffusion(nn.Module):
         folder: Path,
     ) -> None:
         super().__init__()
-        self.unet = unet.to(memory_format=torch.channels_last)
-        self.text_encoder = text_encoder
-        self.vae = vae.to(memory_format=torch.channels_last)
+        self.unet = _in_memory(unet)
+        self.text_encoder = _in_memory(text_encoder)
+        self.vae = _in_memory(vae)
         self.tokenizer = tokenizer
         self.scheduler = scheduler
         self.folder = folder
@@ -211,3 +213,14 @@ def _with_all_weights(module: Any, loaded: dict[str, Any]) -> Any:
     if loaded["missing_keys"]:
         raise ValueError(f"{type(module).__name__} lacks {len(loaded['missing_keys'])} of its weights")
     return module
+
+
+def _in_memory(part: Part) -> Part:
+    """A part with its weights in memory of their own, kernels of convolutions with channels last.
+
+    Else those of a file in fp32 would stay mapped, and with them the whole file, beside copies of the kernels.
+    """
+    for weight in part.parameters():
+        layout = torch.channels_last if weight.dim() == 4 else torch.contiguous_format
+        weight.data = weight.data.clone(memory_format=layout)
+    return part

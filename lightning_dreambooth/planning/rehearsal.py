@@ -43,6 +43,7 @@ class Rehearsal:
 
     def __init__(self, job: Job) -> None:
         self.job, self.device = job, job.trainer.strategy.root_device
+        self.side_px = job.data.resolution_px
         self.memory = LiveMemory(self.device.type)
         self._drawn: dict[tuple[int, SamplingSettings], tuple[Work, int]] = {}  # and bytes beside what lives
         model = StableDiffusion.without_weights(job.data.files)
@@ -67,7 +68,6 @@ class Rehearsal:
     def _work(self, do: Callable[[], object]) -> Work:
         with self._watched(), Work() as work:
             do()
-        self.memory.join()
         return work
 
     def train(self) -> tuple[Work, Work]:
@@ -118,33 +118,33 @@ class Rehearsal:
         if drawn not in self._drawn:
             before, live, memory.peak = memory.peak, memory.live, memory.resident
             work = self._work(lambda: self._draw_in_one_step(requests))
-            step, steps = self._unet_work, requests[0].settings.steps
-            self._drawn[drawn] = work.extended(step, steps - 1), memory.peak - live
+            needed, (_, settings) = memory.peak - live, drawn
+            step = self._predict(len(requests) * (2 if settings.guided else 1))
+            self._drawn[drawn] = work.extended(step, settings.steps - 1), needed
             memory.peak = max(before, memory.peak)
         work, needed = self._drawn[drawn]
         memory.peak = max(memory.peak, memory.live + needed)
         return work
 
     def _draw_in_one_step(self, requests: Sequence[Request]) -> None:
-        module, side_px = self.job.module, self.job.data.resolution_px
         settings = replace(requests[0].settings, steps=1)
-        unet, self._unet_work = module.model.unet, Work()
-
-        def begin(*_: object) -> None:
-            self._unet_work.__enter__()
-
-        def end(*_: object) -> None:
-            self._unet_work.__exit__(None, None, None)
-
-        hooks = unet.register_forward_pre_hook(begin), unet.register_forward_hook(end)
         with self.job.trainer.precision_plugin.forward_context():
-            module.draw([request._replace(settings=settings) for request in requests], side_px)
-        for hook in hooks:
-            hook.remove()
+            self.job.module.draw([request._replace(settings=settings) for request in requests], self.side_px)
+
+    @torch.no_grad()
+    def _predict(self, rows: int) -> Work:
+        """The model's part of a sampling step."""
+        model = self.job.module.model
+        with self._watched():
+            conditioning = model.embed(model.tokenize([""] * rows))
+            noisy = torch.zeros(rows, *model.latent_shape(self.side_px), device=self.device)
+            timesteps = torch.zeros(rows, dtype=torch.long, device=self.device)
+        with self.job.trainer.precision_plugin.forward_context():
+            return self._work(lambda: model.predict(noisy, timesteps, conditioning))
 
     def encode(self, count: int) -> Work:
         """Encodes so many images at once."""
-        side_px, model = self.job.data.resolution_px, self.job.module.model
+        model, side_px = self.job.module.model, self.side_px
         pixels = torch.zeros(count, 3, side_px, side_px, dtype=torch.uint8, device=self.device)
         with self.job.trainer.precision_plugin.forward_context():
             return self._work(lambda: model.encode(pixels))
@@ -152,7 +152,7 @@ class Rehearsal:
     def fixed_noise_loss(self) -> Work:
         """Computes the fixed-noise losses of one image."""
         model = self.job.module.model
-        fixed = FixedSample(torch.zeros(model.latent_shape(self.job.data.resolution_px), device=self.device), "")
+        fixed = FixedSample(torch.zeros(model.latent_shape(self.side_px), device=self.device), "")
         with self.job.trainer.precision_plugin.forward_context():
             return self._work(lambda: stratified_errors(model, fixed, 0, "", 0))
 

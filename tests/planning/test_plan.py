@@ -1,6 +1,3 @@
-import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,11 +6,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from lightning_dreambooth.cli.main import build_job
 from lightning_dreambooth.planning import cli
+from lightning_dreambooth.planning.memory import LiveMemory
 from lightning_dreambooth.planning.phases import predict
 from lightning_dreambooth.planning.rehearsal import Rehearsal
 from lightning_dreambooth.planning.switches import flip, switches
+from lightning_dreambooth.study.cost import training_step
 
-ROOT = Path(__file__).parent.parent.parent
 LORA = {"model__lora.rank": 4, "model__optimizer": "torch.optim.AdamW", "model__optimizer.lr": 1e-4}
 BF16 = {"model__weight_dtype": "bfloat16", "trainer__precision": "bf16-mixed"}
 IN_BACKWARD = {"model__update_in_backward": "true", "trainer__gradient_clip_val": "null"}
@@ -102,8 +100,17 @@ def test_wrong_input_ends_in_one_line(argv: Callable[..., list[str]], capsys: py
     assert "data.batch_size is 0" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_the_memory_of_the_example_is_predicted() -> None:
-    command = [sys.executable, str(ROOT / "benchmarks/memory.py"), "--only", "bundled"]
-    table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert abs(float(re.search(r"([+-][\d.]+)%", table)[1])) < 10
+@pytest.mark.parametrize("settings", [{}, {"model__train_text_encoder": "true"}], ids=str)
+def test_a_rehearsal_takes_the_memory_of_real_steps(
+    argv: Callable[..., list[str]], settings: dict[str, object]
+) -> None:
+    rehearsal = Rehearsal(build_job(argv(**settings)))
+    rehearsal.memory.peak = rehearsal.memory.live
+    rehearsal.train()
+    job, memory = build_job(argv(**settings)), LiveMemory("cpu")
+    with memory:
+        job.module.setup("fit")
+        step = training_step(job)
+        for _ in range(2):
+            step()
+    assert memory.peak == pytest.approx(rehearsal.memory.peak, rel=0.05)
