@@ -2,10 +2,12 @@
 
     python benchmarks/fit.py bundled          the bundled model, with its default config
     python benchmarks/fit.py sd15             a random model of SD 1.5's size, with the config of the webtoon study
+    python benchmarks/fit.py switches         the bundled model, each switch that saves memory or time, on or off
     python benchmarks/fit.py start            from the command to the first step, with and without what a run has cached
 
 Each loop runs in a process of its own. They take turns, so that whatever else the machine does falls on all alike:
-read the ratios. Memory is the peak of the process, on a GPU that of the device.
+read the ratios. Memory is the peak of the process, on a GPU that of the device. `switches` also prints what
+`plan` predicts for training at SD 1.5's size and 512 px, in the number format of this machine.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -25,6 +28,9 @@ from typing import Any, NamedTuple
 import sd15_size
 import torch
 from tqdm import tqdm
+
+from lightning_dreambooth.cli.main import build_job
+from lightning_dreambooth.planning.phases import predict
 
 ROOT = Path(__file__).parent.parent
 LONG = 1_000_000  # more steps than are made
@@ -36,6 +42,21 @@ ONLY_TRAINING = {
     "fidelity.losses_every_n_steps": "null", "checkpoint.every_n_steps": LONG, "trainer.enable_progress_bar": False,
 }  # fmt: skip
 FUSED = '{"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-6, "fused": true}}'
+
+EIGHT_BIT = "--model.optimizer=bitsandbytes.optim.AdamW8bit"
+RATE = "--model.optimizer.lr=1e-4"
+SWITCHES = {
+    "AdamW, fused": [f"--model.optimizer={FUSED}"],
+    "AdamW, not fused": [f"--model.optimizer={FUSED.replace('true', 'false')}"],
+    "AdamW8bit": [EIGHT_BIT, RATE],
+    "gradient checkpointing": ["--model.gradient_checkpointing=true"],
+    "update in backward": ["--model.update_in_backward=true", "--trainer.gradient_clip_val=null"],
+    "latents not cached": ["--data.cache_latents=false"],
+    "text encoder frozen": ["--model.train_text_encoder=false"],
+    "no prior": ["--model.prior_weight=0"],
+    "adapters (LoRA, rank 8)": ["--model.lora.rank=8", RATE],
+    "low_memory.yaml": [f"--config={ROOT / 'configs/low_memory.yaml'}"],
+}
 
 
 class Loop(NamedTuple):
@@ -77,6 +98,22 @@ def sd15(folder: Path) -> dict[str, Loop]:
         "ours, text encoder trained": ["ours", *study, *fused],
     }
     return {name: Loop(given) for name, given in words.items()}
+
+
+def switches() -> dict[str, Loop]:
+    """Loops of the bundled model, each with one switch, by name."""
+    argv = [f"--config={ROOT / 'configs/toon.yaml'}", *flags(ONLY_TRAINING)]
+    return {name: Loop(["ours", *argv, *words]) for name, words in SWITCHES.items()}
+
+
+def predicted(folder: Path) -> Iterator[str]:
+    """What `plan` says of the memory of training at SD 1.5's size with each switch, as rows."""
+    yield "| loop | GB of training at SD 1.5's size, predicted |"
+    yield "|---|---|"
+    study = sd15(folder)["ours, text encoder trained"].words[1:]
+    for name, words in SWITCHES.items():
+        training = predict(build_job([*study, "--model.gradient_checkpointing=false", *words])).phases[1]
+        yield f"| {name} | {training.peak / 1e9:.1f} |"
 
 
 @contextmanager
@@ -137,11 +174,11 @@ def table(reports: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
     parts = list(dict.fromkeys(part for steps in reports.values() for one in steps for part in one["parts"]))
     yield f"| loop | seconds a step | fastest, slowest | times as fast | peak GB | {' | '.join(parts)} |"
     yield "|---" * (5 + len(parts)) + "|"
-    plain = 0.0
+    plain = 0.0  # of the last plain loop above, else of the first loop
     for name, steps in reports.items():
         seconds = [sum(one["parts"].values()) for one in steps]
         median = statistics.median(seconds)
-        plain = median if name.startswith("plain") else plain
+        plain = median if name.startswith("plain") or not plain else plain
         spent = [f"{statistics.median(one['parts'].get(part, 0.0) for one in steps):.3f}" for part in parts]
         peak = max(one["peak_gb"] for one in steps)
         yield (
@@ -174,7 +211,7 @@ def first_steps(folder: Path) -> Iterator[str]:
 def main() -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["bundled", "sd15", "start"])
+    parser.add_argument("what", choices=["bundled", "sd15", "switches", "start"])
     parser.add_argument("--rounds", type=int, help="steps of each loop, for sd15 in each of two turns")
     given = parser.parse_args()
     with TemporaryDirectory() as name:
@@ -184,6 +221,8 @@ def main() -> None:
             lines = table(side_by_side(bundled(), folder, given.rounds or 20))
         elif given.what == "sd15":
             lines = table(one_by_one(sd15(folder), folder, given.rounds or 2))
+        elif given.what == "switches":
+            lines = chain(table(side_by_side(switches(), folder, given.rounds or 20)), predicted(folder))
         else:
             lines = first_steps(folder)
         for line in lines:
