@@ -59,6 +59,11 @@ def check_training(settings: Mapping[str, Any], optimizer: Callable[[Iterable[An
     tried = trial.build(optimizer, trainer.strategy.root_device)
     if settings["lora"] and (rate := tried.param_groups[0]["lr"]) < LOW_RATE:
         warn(f"the learning rate {rate:g} is low for adapters, which need some 1e-4: give model.optimizer.lr")
+    if type(tried).__name__.endswith("8bit") and trainer.strategy.root_device.type == "cpu":
+        warn(
+            f"{type(tried).__name__} takes many times as long on a CPU as torch.optim.AdamW with fused: true, and only "
+            "saves memory; give model.optimizer"
+        )
     trial.step(tried)
     optimization.check_clipping(tried, optimization.scaler(trainer), trainer.gradient_clip_val)
     if settings["weight_dtype"] != "float32" and settings["lora"] is None:

@@ -1,13 +1,15 @@
 """Settings of training that do not go together end in one line, before anything is loaded or written."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import bitsandbytes
 import pytest
 import pytorch_lightning as pl
 from helpers.fake_cuda import fake_cuda, strategy
 
-from lightning_dreambooth.errors import InputError
+from lightning_dreambooth.errors import InputError, InputWarning
 from lightning_dreambooth.module import DreamBooth
 
 BF16 = {"model__weight_dtype": "bfloat16", "trainer__precision": "bf16-mixed"}
@@ -28,6 +30,16 @@ def test_they_end_in_one_line(complaint: Callable[..., str], settings: dict[str,
     settings = {"model__optimizer": "torch.optim.AdamW"} | settings
     assert line in complaint(**settings)
     assert not Path("runs").exists()
+
+
+def test_an_optimizer_that_is_slow_on_a_cpu_is_warned_of_there_alone() -> None:
+    module = DreamBooth(optimizer=lambda groups: bitsandbytes.optim.AdamW8bit(groups, lr=1e-5))
+    settings = {"max_steps": 1, "logger": False, "enable_checkpointing": False}
+    with pytest.warns(InputWarning, match="AdamW8bit takes many times as long"):
+        module.check_training(pl.Trainer(**settings, accelerator="cpu"))
+    with fake_cuda(), warnings.catch_warnings(record=True) as warned:
+        module.check_training(pl.Trainer(**settings, strategy=strategy()))
+    assert warned == []
 
 
 def test_a_gradient_scaler_comes_too_late_for_updates_in_backward() -> None:
