@@ -15,7 +15,6 @@ STOREYS = {
     "bounds": [],
     "files": [],
     "inputs": [],
-    "heap": [],
     "distributed": [],
     "randomness": [],
     "models": [

@@ -30,7 +30,6 @@ from lightning_dreambooth.data.image_jobs import ImageJobData
 from lightning_dreambooth.errors import InputError, Stopped
 from lightning_dreambooth.evaluation.tables import metrics_table
 from lightning_dreambooth.files import explained, sha256
-from lightning_dreambooth.heap import keep_freed_memory
 from lightning_dreambooth.inputs import expand_given
 from lightning_dreambooth.models.lora import Lora
 from lightning_dreambooth.saving.checkpoint_io import AtomicCheckpointIO
@@ -190,8 +189,6 @@ class DreamBoothCLI(LightningCLI):
         job.callbacks.samples.check(job.data)
         job.callbacks.fidelity.check(job.data)
         job.callbacks.checkpointing.check(job.module)
-        if self.trainer.strategy.root_device.type == "cpu":
-            keep_freed_memory()
         self.began = time.monotonic()
 
     def before_validate(self) -> None:

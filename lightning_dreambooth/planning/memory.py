@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_dreambooth.heap import LARGE
-
 BLOCK = 512  # bytes; CUDA's allocator hands out multiples of it
+# Bytes from which glibc maps a block and gives it back: its bound rises to this (DEFAULT_MMAP_THRESHOLD_MAX, malloc.c).
+LARGE = 32 * 2**20
 ALIGNMENT = 64  # bytes, of tensors on a CPU
 
 
 class Heap:
-    """The heap of a process that keeps what it frees (`heap.keep_freed_memory`).
+    """The heap of a process, which keeps what is freed in it.
 
     As in glibc, a block is put into the smallest hole that is large enough, else at the top; holes side by side are one
     (https://sourceware.org/glibc/wiki/MallocInternals). Torch asks for aligned blocks, for which a hole must be larger

@@ -1,7 +1,6 @@
 import torch
 
-from lightning_dreambooth.heap import LARGE
-from lightning_dreambooth.planning.memory import ALIGNMENT, Heap, LiveMemory
+from lightning_dreambooth.planning.memory import ALIGNMENT, LARGE, Heap, LiveMemory
 
 SMALL = 2**20
 
