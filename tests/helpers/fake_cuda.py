@@ -26,6 +26,7 @@ from torch.utils.checkpoint import GraphExecGroup
 
 from lightning_dreambooth.diffusion.sampling import SAMPLERS
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
+from lightning_dreambooth.planning import memory
 from lightning_dreambooth.planning.memory import LiveMemory
 
 aten = torch.ops.aten
@@ -48,7 +49,7 @@ class Device(LiveMemory):
 
     def wait(self, *_: Any) -> None:
         """Counts a wait."""
-        hidden = (__file__, "/torch/_", "/torch/utils/")
+        hidden = (__file__, memory.__file__, "/torch/_", "/torch/utils/", "/jaxtyping/")
         frames = [frame for frame in traceback.extract_stack() if not any(part in frame.filename for part in hidden)]
         ours = [frame for frame in frames if "/lightning_dreambooth/" in frame.filename]
         for frame in (ours or frames)[-1:]:
@@ -85,7 +86,7 @@ class Device(LiveMemory):
             constant = getattr(args[0], "constant", None)  # a number that python has just put there
             if constant is not None or not isinstance(args[0], FakeTensor):
                 return (args[0] if constant is None else constant).item()
-            if any("grad_scaler" in frame.filename for frame in traceback.extract_stack(limit=6)):
+            if any("grad_scaler" in frame.filename for frame in traceback.extract_stack(limit=12)):
                 return 0.0  # no gradient is infinite, so that the optimizer steps
             return NUMBERS.get(args[0].dtype, 1.0)
         if func is aten.nonzero.default:
