@@ -20,7 +20,7 @@ class Heap:
 
     As in glibc, a block is put into the smallest hole that is large enough, else at the top; holes side by side are one
     (https://sourceware.org/glibc/wiki/MallocInternals). Torch asks for aligned blocks, for which a hole must be larger
-    than they are: a hole of the same size is of no use.
+    than they are: a hole of the same size is of no use. A real heap is larger: small objects keep holes apart.
 
     Attributes:
         size: Bytes that the heap has grown to.
