@@ -3,11 +3,13 @@
     python benchmarks/fit.py bundled          the bundled model, with its default config
     python benchmarks/fit.py sd15             a random model of SD 1.5's size, with the config of the webtoon study
     python benchmarks/fit.py switches         the bundled model, each switch that saves memory or time, on or off
-    python benchmarks/fit.py start            from the command to the first step, with and without what a run has cached
+    python benchmarks/fit.py start            from the command to the first step, with and without what a run has cached,
+                                              and what a grid and a measurement take
 
 Each loop runs in a process of its own. They take turns, so that whatever else the machine does falls on all alike:
-read the ratios. Memory is the peak of the process, on a GPU that of the device. `switches` also prints what
-`plan` predicts for training at SD 1.5's size and 512 px, in the number format of this machine.
+read the ratios. Memory is the peak of the process, on a GPU that of the device. `sd15` takes 22 GB of memory, 20 GB of
+disk and most of an hour on two cores. `switches` also prints what `plan` predicts for training at SD 1.5's size and
+512 px, in the number format of this machine.
 """
 
 import argparse
@@ -87,13 +89,14 @@ def sd15(folder: Path) -> dict[str, Loop]:
     layers = ("webtoon/sd15.yaml", "webtoon/subject.yaml")
     study = [f"--config={ROOT / 'configs' / layer}" for layer in layers] + flags(ONLY_TRAINING | made_up)
     fused = [f"--model.optimizer={FUSED}"]
-    low = [f"--config={ROOT / 'configs/low_memory.yaml'}"]
+    low, lora = ([f"--config={ROOT / 'configs' / layer}"] for layer in ("low_memory.yaml", "lora.yaml"))
     frozen = ["--model.train_text_encoder=false"]
     words = {
         "plain, text encoder frozen": ["plain", *study, *frozen],
         "ours, text encoder frozen": ["ours", *study, *frozen, *fused],
         "ours, low_memory.yaml": ["ours", *study, *low, *frozen],
         "ours, low_memory.yaml, fused AdamW": ["ours", *study, *low, *frozen, *fused],
+        "ours, lora.yaml, weights in fp32": ["ours", *study, *lora, *frozen, "--model.weight_dtype=float32"],
         "plain, text encoder trained": ["plain", *study],
         "ours, text encoder trained": ["ours", *study, *fused],
     }
@@ -165,7 +168,9 @@ def one_by_one(loops: dict[str, Loop], folder: Path, rounds: int) -> dict[str, l
         for name, loop in tqdm(loops.items()):
             with started(loop, folder) as process:
                 step(process)
-                reports[name] += [step(process) for _ in range(rounds)]
+                for _ in range(rounds):
+                    reports[name].append(step(process))
+                    tqdm.write(f"{name}: {reports[name][-1]}", file=sys.stderr)  # an hour's work is not lost
     return reports
 
 
@@ -208,6 +213,20 @@ def first_steps(folder: Path) -> Iterator[str]:
         yield f"| {name} | {time.perf_counter() - began:.1f} |"
 
 
+def between_steps(folder: Path) -> Iterator[str]:
+    """Seconds that a grid and a measurement of the default config take, each after a step."""
+    yield ""
+    yield "| between two steps | seconds |"
+    yield "|---|---|"
+    seldom = dict.fromkeys(("samples.every_n_steps", "fidelity.every_n_steps", "checkpoint.every_n_steps"), LONG)
+    for name, often in {"a grid": "samples.every_n_steps", "a measurement": "fidelity.every_n_steps"}.items():
+        settings = seldom | {often: 1, "trainer.max_steps": LONG, "fidelity.losses_every_n_steps": "null"}
+        argv = [f"--config={ROOT / 'configs/toon.yaml'}", *flags(settings), "--trainer.enable_progress_bar=false"]
+        with started(Loop(["ours", *argv]), folder) as process:
+            step(process)
+            yield f"| {name} | {step(process)['parts']['data']:.1f} |"
+
+
 def main() -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -220,11 +239,11 @@ def main() -> None:
         if given.what == "bundled":
             lines = table(side_by_side(bundled(), folder, given.rounds or 20))
         elif given.what == "sd15":
-            lines = table(one_by_one(sd15(folder), folder, given.rounds or 2))
+            lines = table(one_by_one(sd15(folder), folder, given.rounds or 1))
         elif given.what == "switches":
             lines = chain(table(side_by_side(switches(), folder, given.rounds or 20)), predicted(folder))
         else:
-            lines = first_steps(folder)
+            lines = chain(first_steps(folder), between_steps(folder))
         for line in lines:
             print(line)
     versions = f"torch {torch.__version__}, Python {platform.python_version()}, {torch.get_num_threads()} threads"
