@@ -3,7 +3,7 @@
     python benchmarks/fit.py bundled          the bundled model, with its default config
     python benchmarks/fit.py sd15             a random model of SD 1.5's size, with the config of the webtoon study
     python benchmarks/fit.py switches         the bundled model, each switch that saves memory or time, on or off
-    python benchmarks/fit.py start            from the command to the first step, with and without what a run has cached,
+    python benchmarks/fit.py start            from the command to the first step, with and without what was cached,
                                               and what a grid and a measurement take
 
 Each loop runs in a process of its own. They take turns, so that whatever else the machine does falls on all alike:
