@@ -18,16 +18,19 @@ STOREYS = {
     "distributed": [],
     "randomness": [],
     "models": [
-        "configs", "noise_schedule", "tokens", "weight_files", "hub", "supported", "original_layout", "known_models",
-        "single_file_reading", "model_files", "attention", "conditioning", "lora", "lora_layouts", "lora_files",
-        "lora_extraction",
-        "stable_diffusion", "trained_parts", "diffusers_folder", "single_file", "reading_back",
-        "base_model",
+        "configs", "noise_schedule", "tokens", "vocabulary", "weight_files", "hub", "supported", "original_layout",
+        "known_models", "single_file_reading", "model_files", "attention", "conditioning", "lora", "lora_layouts",
+        "lora_files", "lora_extraction", "stable_diffusion", "trained_parts", "diffusers_folder", "single_file",
+        "reading_back", "base_model",
     ],
     "diffusion": ["requests", "cost", "objective", "sampling"],
     "data": [
         "colours", "images", "lettering", "grids", "folders", "concepts", "checks", "image_checks", "image_store",
         "class_images", "latents", "draws", "dataset", "loading", "image_jobs",
+    ],
+    "prepare": [
+        "extras", "boxes", "box_files", "mtcnn", "anime_faces", "detection", "looks", "waifu2x", "sizing", "settings",
+        "sources", "manifest", "candidates", "preparation", "folder", "sheet",
     ],
     "evaluation": [
         "metrics", "score", "intervals", "history", "tables", "prompts", "dreambench", "encoder_files", "lpips",
@@ -50,6 +53,7 @@ STOREYS = {
     ],
     "cli": [
         "job", "parser", "arguments", "trainer_arguments", "help", "summary", "output", "commands", "main", "exporting",
+        "tokens", "preparing",
     ],
     "study": [
         "spec", "variants", "figures", "reading", "cost", "fits", "tasks", "executors", "measuring", "results", "plots",
@@ -70,12 +74,19 @@ ONLY_IN = {
     },
     "peft": {"models.lora"},
     "transformers": {"models", "data.checks", "datamodule", "evaluation.encoder_files"},
-    "jsonargparse": {"cli.parser", "cli.commands", "cli.main", "study.reading", "study.cli", "cli.exporting"},
+    "jsonargparse": {
+        "cli.parser", "cli.commands", "cli.main", "study.reading", "study.cli", "cli.exporting", "cli.tokens",
+        "cli.preparing",
+    },
     "matplotlib": {"study.plots"},
     "jinja2": {"study.page"},
     "scipy": {"evaluation.intervals"},
     "pillow_heif": {"data.images"},
     "ray": {"study.executors"},
+    "imagehash": {"prepare.looks"},
+    "joblib": {"prepare.mtcnn"},
+    "animeface": {"prepare.anime_faces"},
+    "ncnn": {"prepare.waifu2x"},
     "open_clip": {"evaluation"},
     "timm": {"evaluation.encoders"},
     "torchmetrics": {"evaluation"},

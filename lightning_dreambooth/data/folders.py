@@ -14,6 +14,7 @@ from lightning_dreambooth.inputs import read_text
 
 CAPTION_SUFFIXES = (".txt", ".caption")
 METADATA = "metadata.jsonl"  # of an imagefolder of Hugging Face datasets
+SILENT_FOLDERS = {"prepare"}  # what `prepare` says of the images
 SILENT = {"thumbs.db", "desktop.ini", METADATA, "class_images.json"}  # and hidden files, such as .DS_Store
 MASK = re.compile(r"(.+?)[-_]mask(?:label)?")  # `dog-masklabel.png` of OneTrainer, `dog_mask.png`
 
@@ -83,9 +84,13 @@ class ImageFolder:
     @property
     def subfolders(self) -> dict[Path, int]:
         """Folders in the folder that hold images, which are not read, and how many."""
-        folders = sorted(path for path in self.path.iterdir() if path.is_dir() and not path.name.startswith("."))
+        folders = sorted(path for path in self.path.iterdir() if path.is_dir() and not _is_silent(path))
         counts = {folder: sum(map(is_image, folder.iterdir())) for folder in folders}
         return {folder: count for folder, count in counts.items() if count}
+
+
+def _is_silent(folder: Path) -> bool:
+    return folder.name.startswith(".") or folder.name in SILENT_FOLDERS
 
 
 def is_image(path: Path) -> bool:
