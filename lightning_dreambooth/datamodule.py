@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from transformers import CLIPTokenizer
 
+from lightning_dreambooth.bounds import check_range
 from lightning_dreambooth.data import checks, dataset, image_checks
 from lightning_dreambooth.data.class_images import ClassImageRecipe, ClassImages
 from lightning_dreambooth.data.concepts import Concept, given_concepts
@@ -16,6 +17,7 @@ from lightning_dreambooth.data.dataset import ConceptImages, PairDataset, Traini
 from lightning_dreambooth.data.draws import DrawSource
 from lightning_dreambooth.data.latents import ENCODE_BATCH, LatentCache, encode_prompts, images_at_once
 from lightning_dreambooth.data.loading import OrderedLoader, ShardedOrder
+from lightning_dreambooth.data.masks import Masks
 from lightning_dreambooth.diffusion.requests import MAX_IMAGES, Sampler, SamplingSettings, of_section
 from lightning_dreambooth.distributed import ignore_signals_in_worker, rank, world_size
 from lightning_dreambooth.errors import InputError
@@ -42,6 +44,8 @@ class DreamBoothData(pl.LightningDataModule):
         batch_size: Samples per step and process; with the prior on, each sample is an instance and a class row.
         crop: Where the square is cut from an image that is not square: its center, or one of 8 random places.
         flip: Whether half of the rows are mirrored.
+        masked_loss: Weight in the loss of what lies outside of an instance image's mask, 0 ... 1: of `name.mask.png`
+            beside `name.png`, else of what is transparent in it; null counts all places alike.
         caption_dropout: Probability that a row is trained with the empty prompt.
         cache_latents: Whether images are encoded once before training, or at every step.
         cache_dir: Folder for encoded images, shared between runs; null keeps them in memory.
@@ -69,6 +73,7 @@ class DreamBoothData(pl.LightningDataModule):
         batch_size: int = 1,
         crop: Literal["center", "random"] = "center",
         flip: bool = False,
+        masked_loss: float | None = None,
         caption_dropout: float = 0.0,
         cache_latents: bool = True,
         cache_dir: str | None = None,
@@ -94,6 +99,7 @@ class DreamBoothData(pl.LightningDataModule):
         self.batch_size = batch_size
         self.crop = crop
         self.flip = flip
+        self.masked_loss = masked_loss
         self.caption_dropout = caption_dropout
         self.cache_latents = cache_latents
         self.cache_dir = None if cache_dir is None else Path(expand(cache_dir))
@@ -111,8 +117,8 @@ class DreamBoothData(pl.LightningDataModule):
         self.data_digests: dict[str, str] = {}  # from setup on
         counts = ("num_instance_images", "num_class_images", "resolution", "batch_size", "class_batch_size")
         checks.check_positive("data", {name: getattr(self, name) for name in counts}, MAX_IMAGES)
-        if not 0 <= caption_dropout <= 1:
-            raise InputError(f"data.caption_dropout is {caption_dropout}, must lie in 0 ... 1")
+        check_range("data.caption_dropout", caption_dropout, 0, 1)
+        check_range("data.masked_loss", masked_loss, 0, 1)
 
     @cached_property
     def concepts(self) -> list[Concept]:
@@ -171,7 +177,7 @@ class DreamBoothData(pl.LightningDataModule):
         checks.check_concepts(self.concepts, needs_class)
         if self.prior == "teacher" and training:
             checks.check_taught(self.concepts)
-        image_checks.check_images(self.concepts, needs_class, self.resolution_px)
+        image_checks.check_images(self.concepts, needs_class, self.resolution_px, self.masked_loss is not None)
         if needs_class:
             for class_images in self.class_images():
                 class_images.missing()  # refuses those of another recipe
@@ -202,7 +208,7 @@ class DreamBoothData(pl.LightningDataModule):
     def _build_dataset(self, load: Callable[[], StableDiffusion], precision: str) -> PairDataset:
         sets = self.images()
         images = [image for concept in sets for image in concept.instances + concept.class_rows]
-        self.data_digests = dataset.data_digests(sets)
+        self.data_digests = dataset.data_digests(sets, self.masked_loss is not None)
         views = dataset.training_views(self.crop, self.flip, self.seed)
         prompts = sorted({"", *(image.prompt for image in images)})
         by_prompt: dict[str, torch.Tensor] | dict[str, Conditioning]
@@ -217,8 +223,14 @@ class DreamBoothData(pl.LightningDataModule):
             at_once = images_at_once(self.resolution_px)
             latents.fill(seen, lambda pixels: load().encode(pixels.to(load().device)), at_once)
         model = load()
-        draw = DrawSource(self.seed, self.noise_offset, model.latent_shape(self.resolution_px), len(model.alphas_bar))
-        return PairDataset(sets, by_prompt, views, self.resolution_px, self.caption_dropout, self.seed, draw, latents)
+        shape = model.latent_shape(self.resolution_px)
+        draw = DrawSource(self.seed, self.noise_offset, shape, len(model.alphas_bar))
+        masks = None
+        if self.masked_loss is not None:
+            instances = [image for concept in sets for image in concept.instances]
+            masks = Masks(instances, views, shape[-1], self.masked_loss)
+        how = (self.resolution_px, self.caption_dropout, self.seed)
+        return PairDataset(sets, by_prompt, views, *how, draw, latents, masks)
 
     def samples_seen(self, step: int) -> int:
         """Number of samples that training has consumed before an optimizer step, whatever the batch sizes were."""

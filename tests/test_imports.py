@@ -25,7 +25,7 @@ STOREYS = {
     ],
     "diffusion": ["requests", "cost", "objective", "sampling"],
     "data": [
-        "colours", "images", "lettering", "grids", "folders", "concepts", "checks", "image_checks", "image_store",
+        "colours", "images", "lettering", "grids", "folders", "concepts", "masks", "checks", "image_checks", "image_store",
         "class_images", "latents", "draws", "dataset", "loading", "image_jobs",
     ],
     "prepare": [

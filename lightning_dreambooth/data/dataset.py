@@ -14,6 +14,7 @@ from lightning_dreambooth.data.concepts import Concept, TrainingImage, class_ima
 from lightning_dreambooth.data.draws import Draws, DrawSource
 from lightning_dreambooth.data.images import View
 from lightning_dreambooth.data.latents import LatentCache, load_pixels
+from lightning_dreambooth.data.masks import Masks
 from lightning_dreambooth.files import sha256
 from lightning_dreambooth.models.base_model import BaseModel
 from lightning_dreambooth.models.conditioning import Conditioning, stack
@@ -67,14 +68,15 @@ def concept_images(
     return sets
 
 
-def data_digests(concepts: Sequence[ConceptImages]) -> dict[str, str]:
-    """SHA-256 of image contents and of prompts, 16 hex digits each, by half and concept."""
+def data_digests(concepts: Sequence[ConceptImages], masked: bool) -> dict[str, str]:
+    """SHA-256 of image contents, of prompts and, for a masked loss, of masks; 16 hex digits each, by half and concept."""
     digests = {}
     for number, concept in enumerate(concepts, start=1):
         for half, images in zip(HALVES, (concept.instances, concept.class_rows), strict=True):
             contents = [sha256(image.path) for image in images]
             prompts = [image.prompt for image in images]
-            for name, texts in {"images": contents, "prompts": prompts}.items():
+            masks = {"masks": [sha256(image.mask) for image in images if image.mask]} if masked else {}
+            for name, texts in {"images": contents, "prompts": prompts, **masks}.items():
                 digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
                 digests[f"{half} {name} of concept {number}"] = digest[:16]
     return digests
@@ -111,10 +113,11 @@ class Pixels(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One image, as moments if latents are cached, else as pixels; and its prompt."""
+    """One image, as moments if latents are cached, else as pixels; its prompt, and the weights of a masked loss."""
 
     image: Tensor
     prompt: str
+    weights: Tensor | None = None
 
 
 class Sample(NamedTuple):
@@ -133,6 +136,7 @@ class Batch(NamedTuple):
         images: Moments if latents are cached, else pixels.
         prompts: Conditioning if the text encoder is frozen, else token ids.
         draws: Noise and timesteps of the rows.
+        weights: How much each place counts in a masked loss, 0 ... 1; None if all count alike.
     """
 
     indices: list[int]
@@ -140,6 +144,7 @@ class Batch(NamedTuple):
     images: Moments | Pixels
     prompts: Conditioning | TokenIds
     draws: Draws
+    weights: Float[Tensor, "rows 1 h w"] | None = None
 
 
 def training_views(crop: Literal["center", "random"], flip: bool, seed: int) -> list[View]:
@@ -169,6 +174,7 @@ class PairDataset(Dataset[Sample]):
         seed: Seed of order, views and dropout.
         draw: Draws noise and timesteps.
         cache: Encoded images; None reads the image files instead.
+        masks: Weights of a masked loss; None: all places count alike.
     """
 
     def __init__(
@@ -181,6 +187,7 @@ class PairDataset(Dataset[Sample]):
         seed: int,
         draw: DrawSource,
         cache: LatentCache | None,
+        masks: Masks | None = None,
     ) -> None:
         self.concepts = concepts
         self.prompts = prompts
@@ -190,6 +197,7 @@ class PairDataset(Dataset[Sample]):
         self.seed = seed
         self.draw = draw
         self.cache = cache
+        self.masks = masks
         self.cycle = concept_cycle([concept.weight for concept in concepts])
         self.taught = any(concept.taught_prompt is not None for concept in concepts)
 
@@ -216,15 +224,17 @@ class PairDataset(Dataset[Sample]):
         view = self.views[int(randomness.integers(self.seed, f"view {self._drawn_as(half)}", [index], len(self.views)))]
         dropped = randomness.chance(self.seed, f"caption dropout {half}", index, self.caption_dropout)
         prompt = "" if dropped else image.prompt
+        weights = self.masks and self.masks.of(half, image.path, view)
         if self.cache is None:
-            return Row(load_pixels(image.path, view, self.resolution_px), prompt)
-        return Row(self.cache.get(image.path, view), prompt)
+            return Row(load_pixels(image.path, view, self.resolution_px), prompt, weights)
+        return Row(self.cache.get(image.path, view), prompt, weights)
 
     def collate(self, samples: list[Sample]) -> Batch:
         """Samples => batch, instance rows first."""
         rows = [row for half in zip(*(sample.rows for sample in samples), strict=True) for row in half]
         images = torch.stack([row.image for row in rows])
         prompts = [self.prompts[row.prompt] for row in rows]
+        weights = [row.weights for row in rows if row.weights is not None]
         ids = [prompt for prompt in prompts if isinstance(prompt, Tensor)]
         encoded = [prompt for prompt in prompts if not isinstance(prompt, Tensor)]
         indices, halves = [sample.sample_index for sample in samples], HALVES[: len(samples[0].rows)]
@@ -234,4 +244,5 @@ class PairDataset(Dataset[Sample]):
             images=Pixels(images) if self.cache is None else Moments(images),
             prompts=without_repeats(torch.stack(ids)) if ids else stack(encoded),
             draws=self.draw(indices, [self._drawn_as(half) for half in halves]),
+            weights=torch.stack(weights) if weights else None,
         )

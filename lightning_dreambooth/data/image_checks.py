@@ -17,6 +17,7 @@ from lightning_dreambooth.data.concepts import (
 )  # fmt: skip
 from lightning_dreambooth.data.folders import ImageFolder, read_folder
 from lightning_dreambooth.data.images import HEIC_SUFFIXES, near_identical, read_image
+from lightning_dreambooth.data.masks import read_mask
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.files import sha256
 
@@ -25,7 +26,7 @@ LEAST_KEPT = 0.6  # share of an image's area that the largest square in it shoul
 BLACK_AND_WHITE = 0.98  # share of pixels within 8 of black or white from which an image is taken for a mask
 
 
-def check_images(concepts: Sequence[Concept], needs_class: bool, resolution_px: int) -> None:
+def check_images(concepts: Sequence[Concept], needs_class: bool, resolution_px: int, masked: bool = False) -> None:
     """Reads and checks every image of the concepts.
 
     Raises:
@@ -38,7 +39,7 @@ def check_images(concepts: Sequence[Concept], needs_class: bool, resolution_px: 
     keys = [key for key in FOLDERS if needs_class or key != "class_data_dir"]
     folders = [getattr(concept, key) for concept in concepts for key in keys if getattr(concept, key)]
     for folder in dict.fromkeys(path for name in folders if (path := Path(name)).is_dir()):
-        check_contents(read_folder(folder), named)
+        check_contents(read_folder(folder), named, masked)
     for concept in concepts:
         instances, held_out = instance_images(concept), held_out_images(concept)
         if not instances:
@@ -47,6 +48,8 @@ def check_images(concepts: Sequence[Concept], needs_class: bool, resolution_px: 
             raise InputError(f"{concept.held_out_dir} is held_out_dir and holds no images; put some there")
         check_captions(concept, instances)
         check_instances([image.path for image in instances], resolution_px)
+        if masked:
+            check_masks(instances)
         for image in held_out + (class_images(concept) if needs_class else []):
             read_image(image.path)
         trained = {sha256(image.path) for image in instances}
@@ -54,14 +57,28 @@ def check_images(concepts: Sequence[Concept], needs_class: bool, resolution_px: 
         warn_of_kind([f"{path} is an instance image too, and so not held out" for path in copies])
 
 
-def check_contents(folder: ImageFolder, named: set[Path]) -> None:
+def check_masks(instances: Sequence[TrainingImage]) -> None:
+    """Reads the masks of instance images.
+
+    Raises:
+        InputError: if one cannot be read, or has another shape than its image.
+
+    Warns:
+        InputWarning: of those that mask nothing.
+    """
+    whole = [image.path for image in instances if read_mask(image).getextrema()[0] == 255]
+    warn_of_kind([f"{path} has no mask and nothing transparent, so that all of it is trained on" for path in whole])
+
+
+def check_contents(folder: ImageFolder, named: set[Path], masked: bool) -> None:
     """Warns of what lies in a folder and is not trained on; folders that a config names are."""
     if folder.skipped:
         counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(folder.skipped.items()))
         heic = "; to read .heic: pip install -e '.[heic]'" if HEIC_SUFFIXES & {*folder.skipped} else ""
         warn(f"{folder.path}: skipped files that are not read as images: {counts}{heic}")
     where = folder.path
-    warn_of_kind([f"{mask} is skipped as a mask, which training does not use" for mask in folder.masks])
+    unused = [] if masked else folder.masks
+    warn_of_kind([f"{mask} is a mask, which is not used: give data.masked_loss to train inside it" for mask in unused])
     warn_of_kind([f"{where / name} is a caption of no image" for name in folder.unused_captions])
     warn_of_kind([f"{where / name} is an empty caption; the prompt is used" for name in folder.empty_captions])
     unread = {path: count for path, count in folder.subfolders.items() if path.resolve() not in named}

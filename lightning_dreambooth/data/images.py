@@ -1,7 +1,7 @@
 """Image files: reading, cropping, comparing and writing. Plain PIL, no torch."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from PIL.ExifTags import Base
 from PIL.PngImagePlugin import PngInfo
 
-from lightning_dreambooth.data.colours import raw_mode, to_srgb
+from lightning_dreambooth.data.colours import raw_mode, to_opacity, to_srgb
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.files import replaced
 from lightning_dreambooth.inputs import check_regular
@@ -54,6 +54,19 @@ def read_image(path: Path) -> Image.Image:
         InputError: if it is broken, not a regular file, or has more than MAX_PIXELS pixels, which is checked before
             decoding.
     """
+    return _read(path, to_srgb)
+
+
+def read_opacity(path: Path) -> Image.Image:
+    """A file => how opaque each pixel of its upright first frame is, 0 ... 255.
+
+    Raises:
+        InputError: as `read_image`.
+    """
+    return _read(path, to_opacity)
+
+
+def _read(path: Path, convert: Callable[[Image.Image, str], Image.Image]) -> Image.Image:
     check_regular(path)
     try:
         with warnings.catch_warnings():
@@ -62,7 +75,7 @@ def read_image(path: Path) -> Image.Image:
                 if file.width * file.height <= MAX_PIXELS:
                     packed = raw_mode(file)
                     file.load()
-                    image = to_srgb(_upright(file), packed)
+                    image = convert(_upright(file), packed)
                     image.info.clear()  # else a copy that is saved carries the profile of other pixels
                     return image
         size = f"{file.width} x {file.height} px, more than {MAX_PIXELS:,} in all"

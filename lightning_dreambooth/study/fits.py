@@ -89,7 +89,7 @@ def build_fit(study: str, variant: Variant, seed: int, job: Job) -> Fit:
         "dtype": job.config["checkpoint"]["dtype"],
         "base": job.module.tuned_files.fingerprint,
         "concepts": [asdict(concept) for concept in job.data.concepts],
-        "data_digests": data_digests(concept_images(job.data.concepts, 0)),
+        "data_digests": data_digests(concept_images(job.data.concepts, 0), job.data.masked_loss is not None),
     }
     name = f"{study}/{variant.name}-seed{seed}-{digest(decided_by)}"
     return Fit(variant.name, seed, name, tuple(variant.argv(seed)))
