@@ -25,8 +25,8 @@ STOREYS = {
     ],
     "diffusion": ["requests", "cost", "objective", "sampling"],
     "data": [
-        "colours", "images", "lettering", "grids", "folders", "concepts", "masks", "checks", "image_checks", "image_store",
-        "class_images", "latents", "draws", "dataset", "loading", "image_jobs",
+        "colours", "images", "lettering", "grids", "folders", "concepts", "masks", "checks", "image_checks",
+        "image_store", "class_images", "latents", "draws", "dataset", "loading", "image_jobs",
     ],
     "prepare": [
         "extras", "boxes", "box_files", "mtcnn", "anime_faces", "detection", "looks", "waifu2x", "sizing", "settings",

@@ -69,7 +69,7 @@ def concept_images(
 
 
 def data_digests(concepts: Sequence[ConceptImages], masked: bool) -> dict[str, str]:
-    """SHA-256 of image contents, of prompts and, for a masked loss, of masks; 16 hex digits each, by half and concept."""
+    """SHA-256 of image contents, prompts and, for a masked loss, masks; 16 hex digits each, by half and concept."""
     digests = {}
     for number, concept in enumerate(concepts, start=1):
         for half, images in zip(HALVES, (concept.instances, concept.class_rows), strict=True):
