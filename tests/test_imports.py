@@ -15,6 +15,7 @@ STOREYS = {
     "bounds": [],
     "files": [],
     "inputs": [],
+    "sizes": [],
     "distributed": [],
     "randomness": [],
     "models": [
@@ -25,8 +26,9 @@ STOREYS = {
     ],
     "diffusion": ["requests", "cost", "objective", "sampling"],
     "data": [
-        "colours", "images", "lettering", "grids", "folders", "concepts", "masks", "checks", "image_checks",
-        "image_store", "class_images", "latents", "draws", "dataset", "loading", "image_jobs",
+        "colours", "images", "lettering", "grids", "folders", "concepts", "buckets", "masks", "checks",
+        "image_checks",
+        "image_store", "class_images", "latents", "training_images", "draws", "dataset", "loading", "image_jobs",
     ],
     "prepare": [
         "extras", "boxes", "box_files", "mtcnn", "anime_faces", "detection", "looks", "waifu2x", "sizing", "settings",

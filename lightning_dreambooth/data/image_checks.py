@@ -1,5 +1,6 @@
 """Checks of image folders before a model is loaded: every image is read, and what looks unintended is named."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,12 +22,15 @@ from lightning_dreambooth.data.masks import read_mask
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.files import sha256
 
+BUCKET = re.compile(r"\d+x\d+")
 MAX_COMPARED = 200  # more instance images than this are not compared with each other
 LEAST_KEPT = 0.6  # share of an image's area that the largest square in it should keep
 BLACK_AND_WHITE = 0.98  # share of pixels within 8 of black or white from which an image is taken for a mask
 
 
-def check_images(concepts: Sequence[Concept], needs_class: bool, resolution_px: int, masked: bool = False) -> None:
+def check_images(
+    concepts: Sequence[Concept], needs_class: bool, resolution_px: int, masked: bool = False, buckets: bool = False
+) -> None:
     """Reads and checks every image of the concepts.
 
     Raises:
@@ -39,7 +43,7 @@ def check_images(concepts: Sequence[Concept], needs_class: bool, resolution_px: 
     keys = [key for key in FOLDERS if needs_class or key != "class_data_dir"]
     folders = [getattr(concept, key) for concept in concepts for key in keys if getattr(concept, key)]
     for folder in dict.fromkeys(path for name in folders if (path := Path(name)).is_dir()):
-        check_contents(read_folder(folder), named, masked)
+        check_contents(read_folder(folder), named | _bucket_folders(folder) if buckets else named, masked)
     for concept in concepts:
         instances, held_out = instance_images(concept), held_out_images(concept)
         if not instances:
@@ -47,7 +51,7 @@ def check_images(concepts: Sequence[Concept], needs_class: bool, resolution_px: 
         if concept.held_out_dir and not held_out:
             raise InputError(f"{concept.held_out_dir} is held_out_dir and holds no images; put some there")
         check_captions(concept, instances)
-        check_instances([image.path for image in instances], resolution_px)
+        check_instances([image.path for image in instances], resolution_px, buckets)
         if masked:
             check_masks(instances)
         for image in held_out + (class_images(concept) if needs_class else []):
@@ -85,6 +89,11 @@ def check_contents(folder: ImageFolder, named: set[Path], masked: bool) -> None:
     warn_of_kind([_unread(path, count) for path, count in unread.items()])
 
 
+def _bucket_folders(folder: Path) -> set[Path]:
+    """The folders of class images in a folder, one for each size."""
+    return {path.resolve() for path in folder.iterdir() if path.is_dir() and BUCKET.fullmatch(path.name)}
+
+
 def _unread(subfolder: Path, count: int) -> str:
     images = f"{count} image{'s' if count > 1 else ''}"
     return f"{subfolder} holds {images} that training does not read: name that folder, or move them out of it"
@@ -98,16 +107,19 @@ def check_captions(concept: Concept, instances: Sequence[TrainingImage]) -> None
                   for image in captioned if word not in image.prompt])  # fmt: skip
 
 
-def check_instances(paths: Sequence[Path], resolution_px: int) -> None:
-    """Reads instance images, and warns of those that are small, far from square, nearly the same or like masks."""
+def check_instances(paths: Sequence[Path], resolution_px: int, buckets: bool = False) -> None:
+    """Reads instance images, and warns of those that are small, nearly the same or like masks.
+
+    Without buckets also of those that are far from square.
+    """
     small, cut, masks, thumbnails = [], [], [], []
     for path in paths:
         image = read_image(path)
         width, height = image.size
-        if min(width, height) < resolution_px:
+        if (width * height < resolution_px**2) if buckets else (min(width, height) < resolution_px):
             small.append(f"{path} is {width} x {height} px, smaller than the resolution {resolution_px}")
         kept = min(width, height) / max(width, height)
-        if kept < LEAST_KEPT:
+        if kept < LEAST_KEPT and not buckets:
             cut.append(f"{path} is {width} x {height} px, of which the square keeps {kept:.0%}")
         if is_black_and_white(image):
             masks.append(f"{path} is only black and white, as masks are")

@@ -1,16 +1,15 @@
 """Masks of images: how much each place of their latents counts in the loss."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import torch
 from jaxtyping import Float
 from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from lightning_dreambooth.data.concepts import TrainingImage
-from lightning_dreambooth.data.images import View, read_image, read_opacity, square_box
+from lightning_dreambooth.data.images import View, crop_box, read_image, read_opacity
 from lightning_dreambooth.errors import InputError
 
 
@@ -20,28 +19,34 @@ class Masks:
     Args:
         images: The images.
         views: The views that training draws from.
-        side: Height and width of latents.
+        size_of: Width and height of an image's latents.
         outside: Weight of what lies outside of a mask, 0 ... 1; inside it is 1.
 
     Raises:
         InputError: if a mask cannot be read, has another shape than its image, or leaves nothing of a view.
     """
 
-    def __init__(self, images: Iterable[TrainingImage], views: Sequence[View], side: int, outside: float) -> None:
-        self.side = side
+    def __init__(
+        self,
+        images: Iterable[TrainingImage],
+        views: Sequence[View],
+        size_of: Callable[[Path], tuple[int, int]],
+        outside: float,
+    ) -> None:
         self._weights = {
             (image.path, view): outside + (1 - outside) * inside
-            for image in images for view, inside in zip(views, _insides(image, views, side), strict=True)
+            for image in images
+            for view, inside in zip(views, _insides(image, views, size_of(image.path)), strict=True)
         }  # fmt: skip
 
-    def of(self, half: str, path: Path, view: View) -> Float[Tensor, "1 side side"]:
-        """The weights of a view in an instance row; class rows are not masked, as the base is kept as a whole."""
-        return self._weights[path, view] if half == "instance" else torch.ones(1, self.side, self.side)
+    def of(self, path: Path, view: View) -> Float[Tensor, "1 h w"]:
+        """The weights of a view of an instance image."""
+        return self._weights[path, view]
 
 
-def _insides(image: TrainingImage, views: Sequence[View], side: int) -> list[Float[Tensor, "1 side side"]]:
+def _insides(image: TrainingImage, views: Sequence[View], size: tuple[int, int]) -> list[Float[Tensor, "1 h w"]]:
     mask = read_mask(image)
-    insides = [_shrunk(mask, view, side) for view in views]
+    insides = [_shrunk(mask, view, size) for view in views]
     if not all(inside.any() for inside in insides):
         raise InputError(f"the mask of {image.path} leaves nothing to train on; mend or remove it")
     return insides
@@ -61,7 +66,7 @@ def read_mask(image: TrainingImage) -> Image.Image:
     return mask
 
 
-def _shrunk(mask: Image.Image, view: View, side: int) -> Float[Tensor, "1 side side"]:
+def _shrunk(mask: Image.Image, view: View, size: tuple[int, int]) -> Float[Tensor, "1 h w"]:
     """A view of a mask => the share of each latent's pixels that lies inside."""
-    square = mask.resize((side, side), Image.Resampling.BOX, square_box(*mask.size, view))
-    return pil_to_tensor(ImageOps.mirror(square) if view.flip else square).float() / 255
+    small = mask.resize(size, Image.Resampling.BOX, crop_box(*mask.size, view, size))
+    return pil_to_tensor(ImageOps.mirror(small) if view.flip else small).float() / 255

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from PIL import Image
 
-from lightning_dreambooth.data.images import View, square_box
+from lightning_dreambooth.data.images import View
+from lightning_dreambooth.data.images import crop_box as middle_box
 from lightning_dreambooth.prepare.boxes import Face, crop_box, share_inside
 from lightning_dreambooth.prepare.detection import copy_scale
 from lightning_dreambooth.prepare.looks import blank_edge, sharpness
@@ -57,7 +58,7 @@ def whole_candidate(image: Image.Image, settings: WholeSettings, source: Row) ->
         settings: Which images are kept.
         source: What the row says of the file.
     """
-    crop, sharp = square_box(*image.size, View()), sharpness(image)
+    crop, sharp = middle_box(*image.size, View()), sharpness(image)
     reason = ""
     if min(image.size) < settings.min_side:
         reason = "small"

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from lightning_dreambooth.cli.job import Job
 from lightning_dreambooth.cli.main import PROG
-from lightning_dreambooth.data.dataset import concept_images, data_digests
+from lightning_dreambooth.data.training_images import concept_images, data_digests
 from lightning_dreambooth.errors import InputError, TrainingError
 from lightning_dreambooth.evaluation.dreambench import Subject
 from lightning_dreambooth.evaluation.tables import read_json, write_json

@@ -6,15 +6,20 @@ from helpers import tiny
 from PIL import Image, ImageOps
 
 from lightning_dreambooth.data.concepts import Concept, TrainingImage, instance_images
-from lightning_dreambooth.data.dataset import ConceptImages, PairDataset, data_digests, training_views
+from lightning_dreambooth.data.dataset import PairDataset, training_views
 from lightning_dreambooth.data.draws import DrawSource
 from lightning_dreambooth.data.image_checks import check_images
 from lightning_dreambooth.data.images import View
 from lightning_dreambooth.data.masks import Masks
+from lightning_dreambooth.data.training_images import ConceptImages, data_digests
 from lightning_dreambooth.diffusion.objective import squared_error
 from lightning_dreambooth.errors import InputError, InputWarning
 
 SIDE = 8  # of latents, for images of 64 px
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    return SIDE, SIDE
 
 
 def image_with_mask(name: str = "girl/00", size: tuple[int, int] = (64, 64)) -> TrainingImage:
@@ -27,7 +32,7 @@ def image_with_mask(name: str = "girl/00", size: tuple[int, int] = (64, 64)) -> 
 
 
 def test_the_gradient_outside_of_the_mask_is_the_stated_fraction(here: Path) -> None:
-    weights = Masks([image_with_mask()], [View()], SIDE, outside=0.25).of("instance", Path("girl/00.png"), View())
+    weights = Masks([image_with_mask()], [View()], size_of, outside=0.25).of(Path("girl/00.png"), View())
     prediction, target = torch.randn(2, 1, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     gradients = []
     for mask in (None, weights[None]):
@@ -50,8 +55,8 @@ def test_weights_of_one_are_the_loss_without_masks() -> None:
 def test_a_mask_is_cut_and_mirrored_as_its_image_is(here: Path) -> None:
     image = image_with_mask(size=(128, 64))
     views = [View(x=0.0), View(), View(flip=True)]
-    masks = Masks([image], views, SIDE, 0)
-    left, middle, mirrored = (masks.of("instance", image.path, view) for view in views)
+    masks = Masks([image], views, size_of, 0)
+    left, middle, mirrored = (masks.of(image.path, view) for view in views)
     assert left.min() == 1
     assert middle[..., : SIDE // 2].min() == 1
     assert middle[..., SIDE // 2 :].max() == 0
@@ -62,8 +67,8 @@ def test_what_is_transparent_is_outside(here: Path) -> None:
     image = Image.new("RGBA", (64, 64), (10, 20, 30, 255))
     image.paste((0, 0, 0, 0), (0, 0, 64, 16))
     image.save("girl/alpha.png")
-    weights = Masks([TrainingImage(Path("girl/alpha.png"), "girl")], [View()], SIDE, 0.5).of(
-        "instance", Path("girl/alpha.png"), View()
+    weights = Masks([TrainingImage(Path("girl/alpha.png"), "girl")], [View()], size_of, 0.5).of(
+        Path("girl/alpha.png"), View()
     )
     assert weights[0, :2].max() == 0.5
     assert weights[0, 2:].min() == 1
@@ -75,8 +80,8 @@ def test_opacity_is_turned_as_the_image_is(here: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
     image.save("girl/turned.png", exif=exif)
-    weights = Masks([TrainingImage(Path("girl/turned.png"), "girl")], [View()], SIDE, 0).of(
-        "instance", Path("girl/turned.png"), View()
+    weights = Masks([TrainingImage(Path("girl/turned.png"), "girl")], [View()], size_of, 0).of(
+        Path("girl/turned.png"), View()
     )
     assert weights[0, :6].min() == 1
     assert weights[0, 6:].max() == 0
@@ -88,7 +93,7 @@ def test_class_rows_are_not_masked(here: Path) -> None:
     data = PairDataset(
         [ConceptImages([image], [TrainingImage(image.path, "class girl")])],
         {name: torch.tensor([i]) for i, name in enumerate(["", "girl", "class girl"])},
-        views, 64, 0.0, 0, DrawSource(0, 0.0, (4, SIDE, SIDE), 1000), None, Masks([image], views, SIDE, 0),
+        views, 64, 0.0, 0, DrawSource(0, 0.0, (4, SIDE, SIDE), 1000), None, Masks([image], views, size_of, 0),
     )  # fmt: skip
     weights = data.collate([data[0], data[1]]).weights
     assert weights.shape == (4, 1, SIDE, SIDE)
@@ -109,13 +114,13 @@ def test_a_mask_of_another_shape_is_refused(here: Path, size: tuple[int, int]) -
     image = image_with_mask()
     Image.new("L", size, 255).save(image.mask)
     with pytest.raises(InputError, match=r"girl/00\.mask\.png is \d+ x \d+ px, must have the shape of girl/00\.png"):
-        Masks([image], [View()], SIDE, 0)
+        Masks([image], [View()], size_of, 0)
 
 
 def test_a_smaller_mask_of_the_same_shape_is_taken(here: Path) -> None:
     image = image_with_mask()
     ImageOps.scale(Image.open(image.mask), 0.5).save(image.mask)
-    weights = Masks([image], [View()], SIDE, 0).of("instance", image.path, View())
+    weights = Masks([image], [View()], size_of, 0).of(image.path, View())
     assert weights[..., : SIDE // 2].min() > 0.99
 
 
@@ -123,7 +128,7 @@ def test_a_mask_that_leaves_nothing_is_refused(here: Path) -> None:
     image = image_with_mask()
     Image.new("L", (64, 64)).save(image.mask)
     with pytest.raises(InputError, match=r"the mask of girl/00\.png leaves nothing to train on"):
-        Masks([image], [View()], SIDE, 0)
+        Masks([image], [View()], size_of, 0)
 
 
 def test_an_image_without_a_mask_is_named(here: Path) -> None:
