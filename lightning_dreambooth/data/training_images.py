@@ -21,6 +21,7 @@ class ConceptImages(NamedTuple):
         classes: The class images; empty while none are trained on.
         weight: Number of samples in every round.
         taught_prompt: The class prompt, if a teacher is trained with; else None.
+        number: Which concept it is, from 0: one with buckets is there several times.
         size: Of these images while they are trained on, if they are not squares of the resolution.
     """
 
@@ -28,6 +29,7 @@ class ConceptImages(NamedTuple):
     classes: list[TrainingImage]
     weight: int = 1
     taught_prompt: str | None = None
+    number: int = 0
     size: Size | None = None
 
     @property
@@ -50,11 +52,11 @@ def concept_images(
         taught: Whether a teacher is trained with.
     """
     sets = []
-    for concept in concepts:
+    for number, concept in enumerate(concepts):
         count = concept.num_class_images or num_class_images
         classes = class_images(concept)[:count] if num_class_images else []
         instances, prompt = instance_images(concept)[:num_instance_images], concept.class_prompt if taught else None
-        sets.append(ConceptImages(instances, classes, concept.weight, prompt))
+        sets.append(ConceptImages(instances, classes, concept.weight, prompt, number))
     return sets
 
 
@@ -78,7 +80,7 @@ def bucketed(
         by_size = class_concepts(concept, [sizes[image.path] for image in images.instances], count)
         for (size, instances), share in zip(group.items(), weight, strict=True):
             classes = class_images(by_size[size])[: by_size[size].num_class_images] if num_class_images else []
-            parts.append(ConceptImages(instances, classes, share, images.taught_prompt, size))
+            parts.append(ConceptImages(instances, classes, share, images.taught_prompt, images.number, size))
     return parts
 
 

@@ -41,7 +41,8 @@ class Reading(NamedTuple):
 
 def read_prompt(tokenizer: CLIPTokenizer, prompt: str) -> Reading:
     """A prompt => how the model reads it; start and end of the text are not counted."""
-    words = [Word(word, tokens := tokenizer.tokenize(word), tokenizer.convert_tokens_to_ids(tokens))
+    ids = {word: tokenizer(word, add_special_tokens=False).input_ids for word in prompt.split()}
+    words = [Word(word, [str(tokenizer.convert_ids_to_tokens(token)) for token in ids[word]], ids[word])
              for word in prompt.split()]  # fmt: skip
     return Reading(words, tokenizer.model_max_length - 2, truncated_text(tokenizer, prompt))
 

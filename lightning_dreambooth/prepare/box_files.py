@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 
@@ -84,10 +84,10 @@ def read_labels(path: Path, size: tuple[int, int]) -> list[Face]:
     return faces
 
 
-def _numbers(words: list[str], where: str) -> list[float]:
+def _numbers(words: Sequence[str | None], where: str) -> list[float]:
     try:
-        values = [float(word) for word in words]
-    except (TypeError, ValueError) as error:
+        values = [float(word or "") for word in words]
+    except ValueError as error:
         raise InputError(f"{where} is not a box ({error})") from error
     if not all(map(isfinite, values)):
         raise InputError(f"{where} has a number that is not finite")

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from math import sqrt
 from typing import NamedTuple
 
+from lightning_dreambooth.bounds import Number
+
 SAME_FACE = 0.3  # intersection over union from which two boxes are of one face
 INSIDE = 0.6  # or this share of the smaller one lies in the other
 
@@ -11,25 +13,25 @@ INSIDE = 0.6  # or this share of the smaller one lies in the other
 class Box(NamedTuple):
     """A rectangle; `right` and `bottom` are not part of it."""
 
-    left: float
-    top: float
-    right: float
-    bottom: float
+    left: Number
+    top: Number
+    right: Number
+    bottom: Number
 
     @property
-    def width(self) -> float:
+    def width(self) -> Number:
         """Its width."""
         return self.right - self.left
 
     @property
-    def height(self) -> float:
+    def height(self) -> Number:
         """Its height."""
         return self.bottom - self.top
 
     @property
-    def area(self) -> float:
+    def area(self) -> Number:
         """Its area; 0 if it is empty."""
-        return max(self.width, 0.0) * max(self.height, 0.0)
+        return max(self.width, 0) * max(self.height, 0)
 
     @property
     def aspect(self) -> float:
@@ -43,11 +45,11 @@ class Box(NamedTuple):
             min(self.bottom, other.bottom),
         )  # fmt: skip
 
-    def scaled(self, factor: float) -> "Box":
+    def scaled(self, factor: Number) -> "Box":
         """The same place on an image of another size."""
         return Box(*(factor * value for value in self))
 
-    def moved(self, x: float, y: float) -> "Box":
+    def moved(self, x: Number, y: Number) -> "Box":
         """The box further to the right and down."""
         return Box(self.left + x, self.top + y, self.right + x, self.bottom + y)
 
@@ -66,7 +68,7 @@ class Face(NamedTuple):
     detectors: frozenset[str]
 
 
-def around(x: float, y: float, width: float, height: float | None = None) -> Box:
+def around(x: Number, y: Number, width: Number, height: Number | None = None) -> Box:
     """The box with its centre there; a square if only the width is given."""
     height = width if height is None else height
     return Box(x - width / 2, y - height / 2, x + width / 2, y + height / 2)
@@ -90,7 +92,7 @@ def _same(one: Box, other: Box) -> bool:
     return common >= SAME_FACE * union or common > INSIDE * smaller
 
 
-def crop_box(face: Box, expand: float, shift: float, size: tuple[int, int]) -> tuple[int, int, int, int]:
+def crop_box(face: Box, expand: Number, shift: Number, size: tuple[int, int]) -> tuple[int, int, int, int]:
     """The square around a face, in whole px, moved into the image; as large as the image allows.
 
     Args:

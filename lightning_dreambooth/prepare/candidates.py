@@ -7,10 +7,10 @@ from PIL import Image
 
 from lightning_dreambooth.data.images import View
 from lightning_dreambooth.data.images import crop_box as middle_box
-from lightning_dreambooth.prepare.boxes import Face, crop_box, share_inside
+from lightning_dreambooth.prepare.boxes import Box, Face, crop_box, share_inside
 from lightning_dreambooth.prepare.detection import copy_scale
 from lightning_dreambooth.prepare.looks import blank_edge, sharpness
-from lightning_dreambooth.prepare.manifest import Row
+from lightning_dreambooth.prepare.manifest import Row, Square
 from lightning_dreambooth.prepare.settings import FaceSettings, WholeSettings
 
 MIN_INSIDE = 0.9  # share of a face's box that lies on the image: of a face at the edge, a part is missing
@@ -30,7 +30,7 @@ def face_candidates(image: Image.Image, faces: Sequence[Face], settings: FaceSet
         left, top, right, bottom = crop_box(face.box, settings.expand, settings.shift, image.size)
         row = replace(
             source, number=number, detectors="+".join(sorted(face.detectors)), score=face.score,
-            face=tuple(map(round, face.box)), crop=(left, top, right, bottom),
+            face=_whole(face.box), crop=(left, top, right, bottom),
         )  # fmt: skip
         blank = blank_edge(image.crop((left, top, right, bottom)))
         rows.append(replace(row, blank=blank, reason=face_fault(face, blank, settings, image.size)))
@@ -67,3 +67,8 @@ def whole_candidate(image: Image.Image, settings: WholeSettings, source: Row) ->
     elif sharp < settings.min_sharpness:
         reason = "blurred"
     return replace(source, crop=crop, sharpness=sharp, reason=reason)
+
+
+def _whole(box: Box) -> Square:
+    left, top, right, bottom = map(round, box)
+    return left, top, right, bottom

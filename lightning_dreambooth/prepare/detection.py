@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from math import cos, radians, sin
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from PIL import Image, ImageOps
@@ -21,6 +21,7 @@ OVERLAP_PX = 160  # of the square tiles of a strip: a smaller face is whole in o
 TILT_DEGREES = 15.0  # of copies that are looked at as well, if asked
 
 
+@runtime_checkable
 class Detector(Protocol):
     """Finds faces on an image."""
 

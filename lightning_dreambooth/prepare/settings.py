@@ -20,7 +20,7 @@ class FaceSettings:
     """
 
     min_score: float = 0.7
-    min_side: float = 64
+    min_side: float = 64.0
     max_aspect: float = 1.3
     expand: float = 1.8
     shift: float = 0.1
@@ -46,7 +46,7 @@ class WholeSettings:
         min_sharpness: Deviation of the Laplacian, in levels of 255, on a copy with a short side of 256 px.
     """
 
-    min_side: float = 256
+    min_side: float = 256.0
     max_aspect: float = 2.0
     min_sharpness: float = 4.0
 

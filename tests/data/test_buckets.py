@@ -52,8 +52,8 @@ def images(name: str, count: int) -> list[TrainingImage]:
 
 def dataset(together: int) -> PairDataset:
     buckets = [
-        ConceptImages(images("wide", 4), images("class wide", 5), 2, None, WIDE),
-        ConceptImages(images("tall", 2), images("class tall", 3), 1, None, TALL),
+        ConceptImages(images("wide", 4), images("class wide", 5), 2, None, 0, WIDE),
+        ConceptImages(images("tall", 2), images("class tall", 3), 1, None, 0, TALL),
     ]
     draw, prompts = DrawSource(0, 0.1, (4, 8, 8), 1000), {"": torch.tensor([0]), "girl": torch.tensor([1])}
     views = training_views("center", False, 0)
@@ -98,7 +98,8 @@ def shapes(here: Path) -> None:
     for path in Path("girl").iterdir():
         path.unlink()
     for number, size in enumerate([(200, 100), (210, 100), (100, 100), (90, 180)]):
-        image = Image.effect_noise(size, 80).convert("RGB")
+        image = Image.effect_noise(size, 80).convert("RGBA")
+        image.paste((0, 0, 0, 0), (0, 0, 30, 30))
         image.save(f"girl/{number}.png")
 
 
@@ -107,7 +108,7 @@ def test_class_images_are_drawn_in_the_shapes_of_the_buckets(
 ) -> None:
     run(**SETTINGS, data__num_class_images=8, name="buckets")
     drawn = {path.name: sorted(path.glob("*.png")) for path in sorted(Path("class").iterdir()) if path.is_dir()}
-    assert {name: len(files) for name, files in drawn.items()} == {"48x88": 2, "64x64": 2, "88x48": 4}
+    assert {name: len(files) for name, files in drawn.items()} == {"44x92": 2, "64x64": 2, "92x44": 4}
     for name, files in drawn.items():
         for file in files:
             with Image.open(file) as image:
@@ -116,7 +117,12 @@ def test_class_images_are_drawn_in_the_shapes_of_the_buckets(
 
 
 def test_with_buckets_resuming_equals_never_stopping(run: Callable[..., object], shapes: None) -> None:
-    settings = SETTINGS | {"data__batch_size": 2, "trainer__max_steps": 4, "data__masked_loss": 0.5}
+    settings = SETTINGS | {
+        "data__batch_size": 2,
+        "trainer__max_steps": 6,
+        "data__masked_loss": 0.5,
+        "checkpoint__every_n_steps": 3,
+    }
     run(**settings, name="whole")
     with pytest.raises(SystemExit):
         run("fit", "--trainer.callbacks+=helpers.probes.Stopper", "--trainer.callbacks.at=3", **settings, name="parts")

@@ -3,12 +3,20 @@
 from math import cos, pi, sin
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 
 from lightning_dreambooth.data.lettering import load_font
 
 Colour = tuple[int, int, int]
 HAIR: list[Colour] = [(120, 70, 40), (60, 50, 60), (230, 200, 120), (200, 80, 110), (80, 90, 170), (150, 40, 30)]
+SHADES = [
+    (0.5, -0.25),
+    (0.5, 0.25),
+    (1.5, 0.0),
+    (1.5, 0.5),
+    (2.5, 0.0),
+    (2.5, 0.5),
+]  # waves across, and where they begin
 SKIN, INK, CHEEK, MOUTH, IRIS = (255, 226, 206), (48, 30, 32), (255, 188, 178), (170, 60, 60), (60, 95, 175)
 FINE = 4  # drawn so many times larger, then shrunk: smooth lines
 FACE = (0.23, 0.28, 0.77, 0.82)  # box of the face in the drawing, as shares of its side
@@ -35,9 +43,11 @@ class Drawn(NamedTuple):
         return max(1, round(thick * self.side / 160))
 
 
-def face(side_px: int, hair: Colour = HAIR[0], background: Colour = (205, 222, 236)) -> Image.Image:
+def face(side_px: int, hair: Colour = HAIR[0], behind: Image.Image | None = None) -> Image.Image:
     """A square drawing of a head with large eyes, as comics have them."""
-    image = Image.new("RGB", (FINE * side_px, FINE * side_px), background)
+    image = Image.new("RGB", (FINE * side_px, FINE * side_px), (205, 222, 236))
+    if behind:
+        image.paste(behind.resize(image.size))
     drawn = Drawn(ImageDraw.Draw(image), FINE * side_px)
     drawn.oval(0.5, 0.46, 0.68, 0.76, hair, line=True)
     drawn.draw.rectangle(drawn.at((0.17, 0.45), (0.83, 0.92)), fill=hair)
@@ -54,6 +64,15 @@ def face(side_px: int, hair: Colour = HAIR[0], background: Colour = (205, 222, 2
     drawn.draw.polygon(drawn.at((0.22, 0.5), (0.2, 0.28), (0.5, 0.09), (0.8, 0.28), (0.78, 0.5), *fringe), fill=hair)
     drawn.draw.line(drawn.at(*fringe), fill=INK, width=drawn.width(1))
     return image.resize((side_px, side_px), Image.Resampling.LANCZOS)
+
+
+def wall(number: int, tint: Colour) -> Image.Image:
+    """Light and shade behind a face, of its own for each number: faces alone look alike to a hash."""
+    waves, start = SHADES[number % len(SHADES)]
+    light = [0.75 + 0.25 * sin(2 * pi * (waves * x / 64 + start)) for x in range(64)]
+    image = Image.new("RGB", (64, 1))
+    image.putdata([(round(tint[0] * level), round(tint[1] * level), round(tint[2] * level)) for level in light])
+    return image
 
 
 def _cheek(share: float) -> tuple[float, float]:
@@ -73,13 +92,12 @@ def _eye(drawn: Drawn, x: float, hair: Colour) -> None:
 
 
 class Place(NamedTuple):
-    """Where a face is drawn on a page: its left, top and side in px, its hair, and whether it is mirrored."""
+    """Where a face is drawn on a page: its left, top and side in px, and its hair."""
 
     left: int
     top: int
     side: int
     hair: int
-    mirrored: bool = False
 
     @property
     def box(self) -> tuple[float, float, float, float]:
@@ -102,8 +120,8 @@ def page(size: tuple[int, int], places: list[Place], seed: int = 0) -> Image.Ima
         draw.rectangle(panel, fill=tint, outline=INK, width=3)
         for line in range(panel[1] + 12, panel[3], 24):
             draw.line((panel[0], line, panel[2], line + 9), fill=tuple(value - 14 for value in tint), width=2)
-        drawing = face(place.side, HAIR[place.hair], tint)
-        image.paste(ImageOps.mirror(drawing) if place.mirrored else drawing, (place.left, place.top))
+        drawing = face(place.side, HAIR[place.hair], wall(place.hair, tint))
+        image.paste(drawing, (place.left, place.top))
         balloon = (panel[2] - 170, panel[3] + 8, panel[2] - 10, panel[3] + 68)
         draw.ellipse(balloon, fill="white", outline=INK, width=2)
         draw.text((balloon[0] + 34, balloon[1] + 16), "안녕, sks!", fill=INK, font=font)
