@@ -17,7 +17,7 @@ warnings.filterwarnings("ignore", ".*have no `val_dataloader`.*")
 
 from pytorch_lightning.utilities import rank_zero_only  # noqa: E402
 
-from lightning_dreambooth.cli import exporting  # noqa: E402
+from lightning_dreambooth.cli import exporting, tokens  # noqa: E402
 from lightning_dreambooth.cli.main import PROG, main  # noqa: E402
 from lightning_dreambooth.errors import InputWarning  # noqa: E402
 
@@ -48,6 +48,12 @@ def run() -> None:
         from lightning_dreambooth.planning import cli as planning  # nor fake tensors
 
         planning.main(sys.argv[2:])
+    elif sys.argv[1:2] == ["prepare"]:
+        from lightning_dreambooth.cli import preparing  # nor detectors
+
+        preparing.main(sys.argv[2:])
+    elif sys.argv[1:2] == ["tokens"]:
+        tokens.main(sys.argv[2:])
     elif sys.argv[1:2] == ["export"]:
         exporting.main(sys.argv[2:])
     else:

@@ -1,6 +1,7 @@
 """LightningDataModule from concepts to batches of instance and class rows."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -9,13 +10,17 @@ import pytorch_lightning as pl
 import torch
 from transformers import CLIPTokenizer
 
-from lightning_dreambooth.data import checks, dataset, image_checks
+from lightning_dreambooth.bounds import check_range
+from lightning_dreambooth.data import checks, image_checks
+from lightning_dreambooth.data.buckets import buckets_of, class_concepts
 from lightning_dreambooth.data.class_images import ClassImageRecipe, ClassImages
-from lightning_dreambooth.data.concepts import Concept, given_concepts
-from lightning_dreambooth.data.dataset import ConceptImages, PairDataset, TrainingSetup
+from lightning_dreambooth.data.concepts import Concept, given_concepts, instance_images
+from lightning_dreambooth.data.dataset import PairDataset, TrainingSetup, training_views
 from lightning_dreambooth.data.draws import DrawSource
 from lightning_dreambooth.data.latents import ENCODE_BATCH, LatentCache, encode_prompts, images_at_once
 from lightning_dreambooth.data.loading import OrderedLoader, ShardedOrder
+from lightning_dreambooth.data.masks import Masks
+from lightning_dreambooth.data.training_images import ConceptImages, bucketed, concept_images, data_digests, sizes_of
 from lightning_dreambooth.diffusion.requests import MAX_IMAGES, Sampler, SamplingSettings, of_section
 from lightning_dreambooth.distributed import ignore_signals_in_worker, rank, world_size
 from lightning_dreambooth.errors import InputError
@@ -23,6 +28,7 @@ from lightning_dreambooth.inputs import expand
 from lightning_dreambooth.models.conditioning import Conditioning
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
 from lightning_dreambooth.models.tokens import load_tokenizer, tokenize
+from lightning_dreambooth.sizes import Size, sides
 
 
 class DreamBoothData(pl.LightningDataModule):
@@ -42,6 +48,10 @@ class DreamBoothData(pl.LightningDataModule):
         batch_size: Samples per step and process; with the prior on, each sample is an instance and a class row.
         crop: Where the square is cut from an image that is not square: its center, or one of 8 random places.
         flip: Whether half of the rows are mirrored.
+        buckets: Whether each image is trained on in nearly its own shape, at the area of the resolution, with class
+            images of that shape; else as a square.
+        masked_loss: Weight in the loss of what lies outside of an instance image's mask, 0 ... 1: of `name.mask.png`
+            beside `name.png`, else of what is transparent in it; null counts all places alike.
         caption_dropout: Probability that a row is trained with the empty prompt.
         cache_latents: Whether images are encoded once before training, or at every step.
         cache_dir: Folder for encoded images, shared between runs; null keeps them in memory.
@@ -69,6 +79,8 @@ class DreamBoothData(pl.LightningDataModule):
         batch_size: int = 1,
         crop: Literal["center", "random"] = "center",
         flip: bool = False,
+        buckets: bool = False,
+        masked_loss: float | None = None,
         caption_dropout: float = 0.0,
         cache_latents: bool = True,
         cache_dir: str | None = None,
@@ -94,6 +106,8 @@ class DreamBoothData(pl.LightningDataModule):
         self.batch_size = batch_size
         self.crop = crop
         self.flip = flip
+        self.buckets = buckets
+        self.masked_loss = masked_loss
         self.caption_dropout = caption_dropout
         self.cache_latents = cache_latents
         self.cache_dir = None if cache_dir is None else Path(expand(cache_dir))
@@ -111,8 +125,8 @@ class DreamBoothData(pl.LightningDataModule):
         self.data_digests: dict[str, str] = {}  # from setup on
         counts = ("num_instance_images", "num_class_images", "resolution", "batch_size", "class_batch_size")
         checks.check_positive("data", {name: getattr(self, name) for name in counts}, MAX_IMAGES)
-        if not 0 <= caption_dropout <= 1:
-            raise InputError(f"data.caption_dropout is {caption_dropout}, must lie in 0 ... 1")
+        check_range("data.caption_dropout", caption_dropout, 0, 1)
+        check_range("data.masked_loss", masked_loss, 0, 1)
 
     @cached_property
     def concepts(self) -> list[Concept]:
@@ -143,16 +157,31 @@ class DreamBoothData(pl.LightningDataModule):
         """The training images of each concept; class rows only for training with the prior."""
         classes = self.num_class_images if training and self.prior == "images" else 0
         taught = training and self.prior == "teacher"
-        return dataset.concept_images(self.concepts, classes, self.num_instance_images, taught)
+        sets = concept_images(self.concepts, classes, self.num_instance_images, taught)
+        return bucketed(self.concepts, sets, self.sizes, classes) if self.buckets else sets
+
+    @cached_property
+    def sizes(self) -> dict[Path, Size]:
+        """The bucket of each instance image; empty if all are trained on as squares."""
+        if not self.buckets:
+            return {}
+        images = [image for concept in self.concepts for image in instance_images(concept)]
+        return buckets_of(images, self.resolution_px, self.files.vae_factor)
 
     def class_images(self) -> list[ClassImages]:
         """The class images of each concept; none if the prior does not need them."""
         images = []
         for concept in self.concepts if self.prior == "images" else []:
-            made_by = (self.class_settings, self.resolution_px, self.files.fingerprint)
-            recipe = ClassImageRecipe(str(concept.class_prompt), *made_by)
             count = concept.num_class_images or self.num_class_images
-            images.append(ClassImages(concept, count, recipe, self.seed, self.class_batch_size))
+            by_size: dict[Size, Concept] = {self.resolution_px: replace(concept, num_class_images=count)}
+            if self.buckets:
+                instances = instance_images(concept)[: self.num_instance_images]
+                by_size = class_concepts(concept, [self.sizes[image.path] for image in instances], count)
+            for size, part in by_size.items():
+                recipe = ClassImageRecipe(str(concept.class_prompt), self.class_settings, size, self.files.fingerprint)
+                images.append(
+                    ClassImages(part, int(part.num_class_images or 0), recipe, self.seed, self.class_batch_size)
+                )
         return images
 
     def check(self, training: bool = True) -> None:
@@ -171,7 +200,9 @@ class DreamBoothData(pl.LightningDataModule):
         checks.check_concepts(self.concepts, needs_class)
         if self.prior == "teacher" and training:
             checks.check_taught(self.concepts)
-        image_checks.check_images(self.concepts, needs_class, self.resolution_px)
+        image_checks.check_images(
+            self.concepts, needs_class, self.resolution_px, self.masked_loss is not None, self.buckets
+        )
         if needs_class:
             for class_images in self.class_images():
                 class_images.missing()  # refuses those of another recipe
@@ -202,8 +233,8 @@ class DreamBoothData(pl.LightningDataModule):
     def _build_dataset(self, load: Callable[[], StableDiffusion], precision: str) -> PairDataset:
         sets = self.images()
         images = [image for concept in sets for image in concept.instances + concept.class_rows]
-        self.data_digests = dataset.data_digests(sets)
-        views = dataset.training_views(self.crop, self.flip, self.seed)
+        self.data_digests = data_digests(sets, self.masked_loss is not None)
+        views = training_views(self.crop, self.flip, self.seed)
         prompts = sorted({"", *(image.prompt for image in images)})
         by_prompt: dict[str, torch.Tensor] | dict[str, Conditioning]
         if self.train_text_encoder:
@@ -212,13 +243,25 @@ class DreamBoothData(pl.LightningDataModule):
             by_prompt = encode_prompts(load(), prompts, ENCODE_BATCH)
         latents = None
         if self.cache_latents:
-            latents = LatentCache(f"{self.files.vae_fingerprint} {precision}", self.resolution_px, self.cache_dir)
+            encoder, sizes = f"{self.files.vae_fingerprint} {precision}", sizes_of(sets)
+            latents = LatentCache(encoder, self.resolution_px, self.cache_dir, sizes)
             seen = [(image.path, view) for image in images for view in views]
             at_once = images_at_once(self.resolution_px)
             latents.fill(seen, lambda pixels: load().encode(pixels.to(load().device)), at_once)
         model = load()
-        draw = DrawSource(self.seed, self.noise_offset, model.latent_shape(self.resolution_px), len(model.alphas_bar))
-        return PairDataset(sets, by_prompt, views, self.resolution_px, self.caption_dropout, self.seed, draw, latents)
+        shape = model.latent_shape(self.resolution_px)
+        draw = DrawSource(self.seed, self.noise_offset, shape, len(model.alphas_bar))
+        masks = None
+        if self.masked_loss is not None:
+            instances = [image for concept in sets for image in concept.instances]
+            masks = Masks(instances, views, self._latent_size, self.masked_loss)
+        how, together = (self.resolution_px, self.caption_dropout, self.seed), self.batch_size if self.buckets else 1
+        return PairDataset(sets, by_prompt, views, *how, draw, latents, masks, together)
+
+    def _latent_size(self, path: Path) -> tuple[int, int]:
+        """Width and height of the latents of an instance image."""
+        width, height = sides(self.sizes.get(path, self.resolution_px))
+        return width // self.files.vae_factor, height // self.files.vae_factor
 
     def samples_seen(self, step: int) -> int:
         """Number of samples that training has consumed before an optimizer step, whatever the batch sizes were."""
@@ -246,10 +289,15 @@ class DreamBoothData(pl.LightningDataModule):
     def train_dataloader(self) -> OrderedLoader:
         """Micro-batches from the current step to `max_steps`, as one long epoch."""
         trainer: Any = self.trainer
-        accumulation = trainer.accumulate_grad_batches
+        accumulation, seen = trainer.accumulate_grad_batches, self.samples_seen(trainer.global_step)
+        if self.buckets and seen % self.batch_size:
+            raise InputError(
+                f"data.batch_size is {self.batch_size}, must divide the {seen} samples that the state has seen: with "
+                "data.buckets, a batch is of one bucket"
+            )
         order = ShardedOrder(
             trainer.max_steps * accumulation, trainer.global_step * accumulation,
-            self.samples_seen(trainer.global_step), self.batch_size, rank(), world_size(),
+            seen, self.batch_size, rank(), world_size(),
         )  # fmt: skip
         return OrderedLoader(
             self.dataset, batch_sampler=order, collate_fn=self.dataset.collate, worker_init_fn=ignore_signals_in_worker,

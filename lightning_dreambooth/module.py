@@ -184,7 +184,7 @@ class DreamBooth(pl.LightningModule):
             target = self.teacher.teach(target, model, noisy, timesteps, prompts)
         conditioning = model.embed(prompts) if isinstance(prompts, TokenIds) else prompts
         prediction = model.predict(noisy, timesteps, conditioning)
-        errors = objective.squared_error(prediction, target)
+        errors = objective.squared_error(prediction, target, batch.weights)
         if self.snr_gamma is not None:
             errors = errors * objective.min_snr_weights(timesteps, alphas_bar, self.snr_gamma, model.prediction_type)
         instance, *prior = errors.chunk(len(batch.halves))

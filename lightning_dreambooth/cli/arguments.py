@@ -34,6 +34,8 @@ SECTIONS: dict[str, type] = {
 MAX_NAME = 240  # bytes; most disks take 255, and a number may follow
 TOOLS = {
     "plan": "print the memory and time that `fit` with the same options needs, and what to change if it does not fit",
+    "prepare": "make a folder of instance images of comic pages or raw photos",
+    "tokens": "show how a model reads a prompt, and what its identifier means to it before training",
     "study": "run many fits from one file, and report their figures and metrics",
     "export": "write a finished model as a diffusers folder, a single file or a LoRA",
 }

@@ -14,6 +14,7 @@ from lightning_dreambooth.diffusion.requests import ImageJob, Request, SamplingS
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.files import replaced
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
+from lightning_dreambooth.sizes import Size, as_text
 
 MANIFEST = "class_images.json"
 
@@ -23,14 +24,13 @@ class ClassImageRecipe(NamedTuple):
 
     prompt: str
     settings: SamplingSettings
-    resolution_px: int
+    size: Size
     model: str
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe as it stands in the manifest."""
-        return {
-            "prompt": self.prompt, **asdict(self.settings), "resolution_px": self.resolution_px, "model": self.model,
-        }  # fmt: skip
+        px = {"resolution_px": self.size} if isinstance(self.size, int) else {"size_px": as_text(self.size)}
+        return {"prompt": self.prompt, **asdict(self.settings), **px, "model": self.model}
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class ClassImages:
             InputError: if the class images of the folder were drawn by another recipe, or processes write to different
                 disks.
         """
-        writer = ImageWriter(load, self.recipe.model, self.recipe.resolution_px, self.batch_size)
+        writer = ImageWriter(load, self.recipe.model, self.recipe.size, self.batch_size)
         title = f"class images: {self.recipe.prompt}"
         fill_folder(self.folder, self.jobs, self.missing, writer, title, announce=self._write_manifest)
 

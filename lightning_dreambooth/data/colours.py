@@ -42,6 +42,19 @@ def to_srgb(image: Image.Image, packed: str) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours).convert("RGB")
 
 
+def to_opacity(image: Image.Image, packed: str) -> Image.Image:
+    """An image of any mode => how opaque each pixel is, 0 ... 255; 255 if nothing is transparent.
+
+    Args:
+        image: The image.
+        packed: Its raw mode in the file.
+    """
+    image = to_bytes(image, packed)
+    if not image.has_transparency_data:
+        return Image.new("L", image.size, 255)
+    return image.convert("LA" if image.mode == "La" else "RGBA").getchannel("A")
+
+
 def to_bytes(image: Image.Image, packed: str) -> Image.Image:
     """The image with 8 bits per channel, and its transparent value, if it has one, at that depth."""
     key = image.info.get("transparency")

@@ -40,10 +40,11 @@ class Concept:
 
 @dataclass(frozen=True)
 class TrainingImage:
-    """A training image and the prompt it is trained with."""
+    """A training image, the prompt it is trained with, and the mask beside it, if there is one."""
 
     path: Path
     prompt: str
+    mask: Path | None = None
 
 
 def given_concepts(concepts_list: str | None, flags: Mapping[str, str | None]) -> list[Concept]:
@@ -114,7 +115,7 @@ def held_out_images(concept: Concept) -> list[TrainingImage]:
 
 def _images(name: str, prompt: str) -> list[TrainingImage]:
     folder = read_folder(Path(name))
-    images = [TrainingImage(path, folder.caption(path) or prompt) for path in folder.images]
+    images = [TrainingImage(path, folder.caption(path) or prompt, folder.mask(path)) for path in folder.images]
     for image in images:
         check_prompt(image.prompt, f"the prompt of {image.path}")
     return images

@@ -1,6 +1,5 @@
 """Samples as pure functions of their index: an instance row and a class row of the same concept."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -10,74 +9,19 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_dreambooth import randomness
-from lightning_dreambooth.data.concepts import Concept, TrainingImage, class_images, instance_images
+from lightning_dreambooth.data.concepts import TrainingImage
 from lightning_dreambooth.data.draws import Draws, DrawSource
 from lightning_dreambooth.data.images import View
 from lightning_dreambooth.data.latents import LatentCache, load_pixels
-from lightning_dreambooth.files import sha256
+from lightning_dreambooth.data.masks import Masks
+from lightning_dreambooth.data.training_images import HALVES, ConceptImages
 from lightning_dreambooth.models.base_model import BaseModel
 from lightning_dreambooth.models.conditioning import Conditioning, stack
 from lightning_dreambooth.models.tokens import TokenIds, without_repeats
+from lightning_dreambooth.sizes import Size
 
 RANDOM_CROPS = 8  # places a random crop chooses from, so that cached and live images are the same
-HALVES = ("instance", "class")  # the halves of a batch, in this order
 Prior = Literal["images", "teacher"]
-
-
-class ConceptImages(NamedTuple):
-    """The images of one concept.
-
-    Attributes:
-        instances: The instance images.
-        classes: The class images; empty while none are trained on.
-        weight: Number of samples in every round.
-        taught_prompt: The class prompt, if a teacher is trained with; else None.
-    """
-
-    instances: list[TrainingImage]
-    classes: list[TrainingImage]
-    weight: int = 1
-    taught_prompt: str | None = None
-
-    @property
-    def class_rows(self) -> list[TrainingImage]:
-        """What class rows show: class images or, with a teacher, the instance images with the class prompt."""
-        if self.taught_prompt is None:
-            return self.classes
-        return [TrainingImage(image.path, self.taught_prompt) for image in self.instances]
-
-
-def concept_images(
-    concepts: Sequence[Concept], num_class_images: int, num_instance_images: int | None = None, taught: bool = False
-) -> list[ConceptImages]:
-    """The training images of each concept.
-
-    Args:
-        concepts: The concepts.
-        num_class_images: Class images of each concept that does not set its own number; 0 leaves out all class images.
-        num_instance_images: Instance images of each concept, the first by name; None takes all.
-        taught: Whether a teacher is trained with.
-    """
-    sets = []
-    for concept in concepts:
-        count = concept.num_class_images or num_class_images
-        classes = class_images(concept)[:count] if num_class_images else []
-        instances, prompt = instance_images(concept)[:num_instance_images], concept.class_prompt if taught else None
-        sets.append(ConceptImages(instances, classes, concept.weight, prompt))
-    return sets
-
-
-def data_digests(concepts: Sequence[ConceptImages]) -> dict[str, str]:
-    """SHA-256 of image contents and of prompts, 16 hex digits each, by half and concept."""
-    digests = {}
-    for number, concept in enumerate(concepts, start=1):
-        for half, images in zip(HALVES, (concept.instances, concept.class_rows), strict=True):
-            contents = [sha256(image.path) for image in images]
-            prompts = [image.prompt for image in images]
-            for name, texts in {"images": contents, "prompts": prompts}.items():
-                digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
-                digests[f"{half} {name} of concept {number}"] = digest[:16]
-    return digests
 
 
 class TrainingSetup(NamedTuple):
@@ -111,10 +55,11 @@ class Pixels(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One image, as moments if latents are cached, else as pixels; and its prompt."""
+    """One image, as moments if latents are cached, else as pixels; its prompt, and the weights of a masked loss."""
 
     image: Tensor
     prompt: str
+    weights: Tensor | None = None
 
 
 class Sample(NamedTuple):
@@ -133,6 +78,7 @@ class Batch(NamedTuple):
         images: Moments if latents are cached, else pixels.
         prompts: Conditioning if the text encoder is frozen, else token ids.
         draws: Noise and timesteps of the rows.
+        weights: How much each place counts in a masked loss, 0 ... 1; None if all count alike.
     """
 
     indices: list[int]
@@ -140,6 +86,7 @@ class Batch(NamedTuple):
     images: Moments | Pixels
     prompts: Conditioning | TokenIds
     draws: Draws
+    weights: Float[Tensor, "rows 1 h w"] | None = None
 
 
 def training_views(crop: Literal["center", "random"], flip: bool, seed: int) -> list[View]:
@@ -161,7 +108,7 @@ class PairDataset(Dataset[Sample]):
     """Maps a sample index to its rows; every instance image of a concept is seen equally often.
 
     Args:
-        concepts: The images of each concept.
+        concepts: The images of each concept; of each of its buckets, if there are any.
         prompts: Every prompt, the empty one included, as token ids, or as conditioning if the text encoder is frozen.
         views: The views that each row draws from.
         resolution_px: Side of the squares that are trained on.
@@ -169,6 +116,8 @@ class PairDataset(Dataset[Sample]):
         seed: Seed of order, views and dropout.
         draw: Draws noise and timesteps.
         cache: Encoded images; None reads the image files instead.
+        masks: Weights of a masked loss; None: all places count alike.
+        together: Samples that are of one concept and bucket: those of a batch, if there are buckets.
     """
 
     def __init__(
@@ -181,6 +130,8 @@ class PairDataset(Dataset[Sample]):
         seed: int,
         draw: DrawSource,
         cache: LatentCache | None,
+        masks: Masks | None = None,
+        together: int = 1,
     ) -> None:
         self.concepts = concepts
         self.prompts = prompts
@@ -190,19 +141,26 @@ class PairDataset(Dataset[Sample]):
         self.seed = seed
         self.draw = draw
         self.cache = cache
+        self.masks = masks
+        self.together = together
         self.cycle = concept_cycle([concept.weight for concept in concepts])
         self.taught = any(concept.taught_prompt is not None for concept in concepts)
 
     def images(self, index: int) -> tuple[TrainingImage, ...]:
         """The instance image of a sample and, while the prior is on, the image of the class row it is paired with."""
-        turn, slot = divmod(index, len(self.cycle))
-        c, j = self.cycle[slot]
-        concept = self.concepts[c]
-        visit = turn * concept.weight + j
+        c, visit = self._visit(index)
+        halves = zip(HALVES, (self.concepts[c].instances, self.concepts[c].class_rows), strict=True)
         return tuple(
             images[randomness.visit(self.seed, f"{self._drawn_as(half)} {c}", visit, len(images))]
-            for half, images in zip(HALVES, (concept.instances, concept.class_rows), strict=True) if images
+            for half, images in halves if images
         )  # fmt: skip
+
+    def _visit(self, index: int) -> tuple[int, int]:
+        """The concept of a sample, and how often it was visited before."""
+        group, place = divmod(index, self.together)
+        turn, slot = divmod(group, len(self.cycle))
+        c, j = self.cycle[slot]
+        return c, (turn * self.concepts[c].weight + j) * self.together + place
 
     def _drawn_as(self, half: str) -> str:
         """The half whose draws a row has: with a teacher, a class row repeats its instance row but for the prompt."""
@@ -210,15 +168,17 @@ class PairDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         rows = zip(HALVES, self.images(index), strict=False)
-        return Sample(index, tuple(self._row(index, half, image) for half, image in rows))
+        size = self.concepts[self._visit(index)[0]].size or self.resolution_px
+        return Sample(index, tuple(self._row(index, half, image, size) for half, image in rows))
 
-    def _row(self, index: int, half: str, image: TrainingImage) -> Row:
+    def _row(self, index: int, half: str, image: TrainingImage, size: Size) -> Row:
         view = self.views[int(randomness.integers(self.seed, f"view {self._drawn_as(half)}", [index], len(self.views)))]
         dropped = randomness.chance(self.seed, f"caption dropout {half}", index, self.caption_dropout)
         prompt = "" if dropped else image.prompt
+        weights = self.masks.of(image.path, view) if self.masks and half == "instance" else None
         if self.cache is None:
-            return Row(load_pixels(image.path, view, self.resolution_px), prompt)
-        return Row(self.cache.get(image.path, view), prompt)
+            return Row(load_pixels(image.path, view, size), prompt, weights)
+        return Row(self.cache.get(image.path, view), prompt, weights)
 
     def collate(self, samples: list[Sample]) -> Batch:
         """Samples => batch, instance rows first."""
@@ -228,10 +188,22 @@ class PairDataset(Dataset[Sample]):
         ids = [prompt for prompt in prompts if isinstance(prompt, Tensor)]
         encoded = [prompt for prompt in prompts if not isinstance(prompt, Tensor)]
         indices, halves = [sample.sample_index for sample in samples], HALVES[: len(samples[0].rows)]
+        size = self._latent_size(images)
         return Batch(
             indices=indices,
             halves=halves,
             images=Pixels(images) if self.cache is None else Moments(images),
             prompts=without_repeats(torch.stack(ids)) if ids else stack(encoded),
-            draws=self.draw(indices, [self._drawn_as(half) for half in halves]),
+            draws=self.draw(indices, [self._drawn_as(half) for half in halves], size),
+            weights=self._weights(rows, size) if self.masks else None,
         )
+
+    def _latent_size(self, images: Tensor) -> tuple[int, int]:
+        """Height and width of the latents of images or moments."""
+        height, width = images.shape[2:]
+        factor = self.resolution_px // self.draw.latent_shape[2] if self.cache is None else 1
+        return height // factor, width // factor
+
+    def _weights(self, rows: Sequence[Row], size: tuple[int, int]) -> Float[Tensor, "rows 1 h w"]:
+        """The weights of a masked loss: 1 everywhere in class rows, because the base is kept as a whole."""
+        return torch.stack([torch.ones(1, *size) if row.weights is None else row.weights for row in rows])

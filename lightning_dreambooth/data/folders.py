@@ -14,8 +14,9 @@ from lightning_dreambooth.inputs import read_text
 
 CAPTION_SUFFIXES = (".txt", ".caption")
 METADATA = "metadata.jsonl"  # of an imagefolder of Hugging Face datasets
+SILENT_FOLDERS = {"prepare"}  # what `prepare` says of the images
 SILENT = {"thumbs.db", "desktop.ini", METADATA, "class_images.json"}  # and hidden files, such as .DS_Store
-MASK = re.compile(r"(.+?)[-_]mask(?:label)?")  # `dog-masklabel.png` of OneTrainer, `dog_mask.png`
+MASK = re.compile(r"(.+?)[-_.]mask(?:label)?")  # `dog-masklabel.png` of OneTrainer, `dog_mask.png`, `dog.mask.png`
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class ImageFolder:
     Attributes:
         path: The folder.
         images: The images, sorted by name; masks are not among them.
-        masks: Images that are called the mask of another one.
+        masks: Images that are called the mask of another one, sorted by name.
         skipped: Number of other files by suffix.
         captions: Files with captions by the name of their image, without or with its suffix, composed (NFC).
     """
@@ -66,6 +67,10 @@ class ImageFolder:
         beside = (" ".join(read_text(file).split()) for file in self.caption_files(image))
         return next(filter(None, beside), "") or self.metadata.get(normalize("NFC", image.name), "")
 
+    def mask(self, image: Path) -> Path | None:
+        """The mask beside an image; of several the first by name."""
+        return next((mask for mask in self.masks if masked_stem(mask) == image.stem), None)
+
     @property
     def empty_captions(self) -> list[str]:
         """Names of caption files without a word, which count as none."""
@@ -83,14 +88,24 @@ class ImageFolder:
     @property
     def subfolders(self) -> dict[Path, int]:
         """Folders in the folder that hold images, which are not read, and how many."""
-        folders = sorted(path for path in self.path.iterdir() if path.is_dir() and not path.name.startswith("."))
+        folders = sorted(path for path in self.path.iterdir() if path.is_dir() and not _is_silent(path))
         counts = {folder: sum(map(is_image, folder.iterdir())) for folder in folders}
         return {folder: count for folder, count in counts.items() if count}
+
+
+def _is_silent(folder: Path) -> bool:
+    return folder.name.startswith(".") or folder.name in SILENT_FOLDERS
 
 
 def is_image(path: Path) -> bool:
     """Whether a file is read as an image, by its name."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
+
+
+def masked_stem(path: Path) -> str | None:
+    """The name, without suffix, of the image whose mask a file is by its own name; None if it is called no mask."""
+    match = MASK.fullmatch(path.stem)
+    return match[1] if match else None
 
 
 def is_caption(path: Path) -> bool:
@@ -113,7 +128,7 @@ def read_folder(folder: Path) -> ImageFolder:
     shown = [path for path in files if not path.name.startswith(".") and path.name.lower() not in SILENT]
     images = [path for path in shown if is_image(path)]
     stems = {path.stem for path in images}
-    masks = {path for path in images if (match := MASK.fullmatch(path.stem)) and match[1] in stems}
+    masks = {path for path in images if masked_stem(path) in stems}
     captions = [path for path in shown if is_caption(path)]
     others = (path for path in shown if not is_image(path) and not is_caption(path))
     return ImageFolder(

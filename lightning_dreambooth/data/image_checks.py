@@ -1,5 +1,6 @@
 """Checks of image folders before a model is loaded: every image is read, and what looks unintended is named."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,15 +18,19 @@ from lightning_dreambooth.data.concepts import (
 )  # fmt: skip
 from lightning_dreambooth.data.folders import ImageFolder, read_folder
 from lightning_dreambooth.data.images import HEIC_SUFFIXES, near_identical, read_image
+from lightning_dreambooth.data.masks import read_mask
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.files import sha256
 
+BUCKET = re.compile(r"\d+x\d+")
 MAX_COMPARED = 200  # more instance images than this are not compared with each other
 LEAST_KEPT = 0.6  # share of an image's area that the largest square in it should keep
 BLACK_AND_WHITE = 0.98  # share of pixels within 8 of black or white from which an image is taken for a mask
 
 
-def check_images(concepts: Sequence[Concept], needs_class: bool, resolution_px: int) -> None:
+def check_images(
+    concepts: Sequence[Concept], needs_class: bool, resolution_px: int, masked: bool = False, buckets: bool = False
+) -> None:
     """Reads and checks every image of the concepts.
 
     Raises:
@@ -38,7 +43,7 @@ def check_images(concepts: Sequence[Concept], needs_class: bool, resolution_px: 
     keys = [key for key in FOLDERS if needs_class or key != "class_data_dir"]
     folders = [getattr(concept, key) for concept in concepts for key in keys if getattr(concept, key)]
     for folder in dict.fromkeys(path for name in folders if (path := Path(name)).is_dir()):
-        check_contents(read_folder(folder), named)
+        check_contents(read_folder(folder), named | _bucket_folders(folder) if buckets else named, masked)
     for concept in concepts:
         instances, held_out = instance_images(concept), held_out_images(concept)
         if not instances:
@@ -46,7 +51,9 @@ def check_images(concepts: Sequence[Concept], needs_class: bool, resolution_px: 
         if concept.held_out_dir and not held_out:
             raise InputError(f"{concept.held_out_dir} is held_out_dir and holds no images; put some there")
         check_captions(concept, instances)
-        check_instances([image.path for image in instances], resolution_px)
+        check_instances([image.path for image in instances], resolution_px, buckets)
+        if masked:
+            check_masks(instances)
         for image in held_out + (class_images(concept) if needs_class else []):
             read_image(image.path)
         trained = {sha256(image.path) for image in instances}
@@ -54,18 +61,37 @@ def check_images(concepts: Sequence[Concept], needs_class: bool, resolution_px: 
         warn_of_kind([f"{path} is an instance image too, and so not held out" for path in copies])
 
 
-def check_contents(folder: ImageFolder, named: set[Path]) -> None:
+def check_masks(instances: Sequence[TrainingImage]) -> None:
+    """Reads the masks of instance images.
+
+    Raises:
+        InputError: if one cannot be read, or has another shape than its image.
+
+    Warns:
+        InputWarning: of those that mask nothing.
+    """
+    whole = [image.path for image in instances if read_mask(image).getextrema()[0] == 255]
+    warn_of_kind([f"{path} has no mask and nothing transparent, so that all of it is trained on" for path in whole])
+
+
+def check_contents(folder: ImageFolder, named: set[Path], masked: bool) -> None:
     """Warns of what lies in a folder and is not trained on; folders that a config names are."""
     if folder.skipped:
         counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(folder.skipped.items()))
         heic = "; to read .heic: pip install -e '.[heic]'" if HEIC_SUFFIXES & {*folder.skipped} else ""
         warn(f"{folder.path}: skipped files that are not read as images: {counts}{heic}")
     where = folder.path
-    warn_of_kind([f"{mask} is skipped as a mask, which training does not use" for mask in folder.masks])
+    unused = [] if masked else folder.masks
+    warn_of_kind([f"{mask} is a mask, which is not used: give data.masked_loss to train inside it" for mask in unused])
     warn_of_kind([f"{where / name} is a caption of no image" for name in folder.unused_captions])
     warn_of_kind([f"{where / name} is an empty caption; the prompt is used" for name in folder.empty_captions])
     unread = {path: count for path, count in folder.subfolders.items() if path.resolve() not in named}
     warn_of_kind([_unread(path, count) for path, count in unread.items()])
+
+
+def _bucket_folders(folder: Path) -> set[Path]:
+    """The folders of class images in a folder, one for each size."""
+    return {path.resolve() for path in folder.iterdir() if path.is_dir() and BUCKET.fullmatch(path.name)}
 
 
 def _unread(subfolder: Path, count: int) -> str:
@@ -81,16 +107,19 @@ def check_captions(concept: Concept, instances: Sequence[TrainingImage]) -> None
                   for image in captioned if word not in image.prompt])  # fmt: skip
 
 
-def check_instances(paths: Sequence[Path], resolution_px: int) -> None:
-    """Reads instance images, and warns of those that are small, far from square, nearly the same or like masks."""
+def check_instances(paths: Sequence[Path], resolution_px: int, buckets: bool = False) -> None:
+    """Reads instance images, and warns of those that are small, nearly the same or like masks.
+
+    Without buckets also of those that are far from square.
+    """
     small, cut, masks, thumbnails = [], [], [], []
     for path in paths:
         image = read_image(path)
         width, height = image.size
-        if min(width, height) < resolution_px:
+        if (width * height < resolution_px**2) if buckets else (min(width, height) < resolution_px):
             small.append(f"{path} is {width} x {height} px, smaller than the resolution {resolution_px}")
         kept = min(width, height) / max(width, height)
-        if kept < LEAST_KEPT:
+        if kept < LEAST_KEPT and not buckets:
             cut.append(f"{path} is {width} x {height} px, of which the square keeps {kept:.0%}")
         if is_black_and_white(image):
             masks.append(f"{path} is only black and white, as masks are")

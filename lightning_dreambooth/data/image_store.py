@@ -16,6 +16,7 @@ from lightning_dreambooth.diffusion.sampling import as_bytes, sample
 from lightning_dreambooth.distributed import any_rank, exclusive_folder, of_first_rank, rank, shard
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
+from lightning_dreambooth.sizes import Size
 
 
 class ImageWriter(NamedTuple):
@@ -24,13 +25,13 @@ class ImageWriter(NamedTuple):
     Attributes:
         load: Returns the model; called only if there is something to draw.
         model: Fingerprint of the model.
-        resolution_px: Side of the images.
+        size: Of the images.
         batch_size: Images drawn at once.
     """
 
     load: Callable[[], StableDiffusion]
     model: str
-    resolution_px: int
+    size: Size
     batch_size: int
 
     def write(self, jobs: Sequence[ImageJob], missing: Collection[ImageJob], title: str) -> None:
@@ -43,7 +44,7 @@ class ImageWriter(NamedTuple):
         count = sum(job.number in wanted for batch in local for job in batch)
         with tqdm(total=count, desc=title, unit="image", disable=rank() > 0 or not local) as progress:
             for batch in local:
-                images = sample(self.load(), [job.request for job in batch], self.resolution_px)
+                images = sample(self.load(), [job.request for job in batch], self.size)
                 for job, image in zip(batch, as_bytes(images).cpu(), strict=True):
                     if job.number in wanted:
                         write_job(job, to_pil_image(image), self.model)

@@ -1,7 +1,7 @@
 """Image files: reading, cropping, comparing and writing. Plain PIL, no torch."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -11,10 +11,11 @@ from PIL import Image, ImageOps
 from PIL.ExifTags import Base
 from PIL.PngImagePlugin import PngInfo
 
-from lightning_dreambooth.data.colours import raw_mode, to_srgb
+from lightning_dreambooth.data.colours import raw_mode, to_opacity, to_srgb
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.files import replaced
 from lightning_dreambooth.inputs import check_regular
+from lightning_dreambooth.sizes import Size, sides
 
 # Raise it when `read_image` or `crop` gives other pixels for a file: encoded images then no longer fit.
 READER_VERSION = 1
@@ -40,7 +41,7 @@ UPRIGHT = {
 
 
 class View(NamedTuple):
-    """A square of an image: mirrored or not, and its place (0 left or top ... 1 right or bottom)."""
+    """A part of an image: mirrored or not, and its place (0 left or top ... 1 right or bottom)."""
 
     flip: bool = False
     x: float = 0.5
@@ -54,6 +55,19 @@ def read_image(path: Path) -> Image.Image:
         InputError: if it is broken, not a regular file, or has more than MAX_PIXELS pixels, which is checked before
             decoding.
     """
+    return _read(path, to_srgb)
+
+
+def read_opacity(path: Path) -> Image.Image:
+    """A file => how opaque each pixel of its upright first frame is, 0 ... 255.
+
+    Raises:
+        InputError: as `read_image`.
+    """
+    return _read(path, to_opacity)
+
+
+def _read(path: Path, convert: Callable[[Image.Image, str], Image.Image]) -> Image.Image:
     check_regular(path)
     try:
         with warnings.catch_warnings():
@@ -62,7 +76,7 @@ def read_image(path: Path) -> Image.Image:
                 if file.width * file.height <= MAX_PIXELS:
                     packed = raw_mode(file)
                     file.load()
-                    image = to_srgb(_upright(file), packed)
+                    image = convert(_upright(file), packed)
                     image.info.clear()  # else a copy that is saved carries the profile of other pixels
                     return image
         size = f"{file.width} x {file.height} px, more than {MAX_PIXELS:,} in all"
@@ -88,17 +102,20 @@ def near_identical(images: Sequence[Image.Image]) -> list[tuple[int, int]]:
     return [(i, i + 1 + int(j)) for i, row in enumerate(distances) for j in np.flatnonzero(row < NEARLY_EQUAL)]
 
 
-def square_box(width: int, height: int, view: View) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom in px of the largest square at the view's place."""
-    side = min(width, height)
-    left, top = round((width - side) * view.x), round((height - side) * view.y)
-    return (left, top, left + side, top + side)
+def crop_box(width: int, height: int, view: View, size: Size = 1) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom in px of the largest rectangle of a size's shape at the view's place."""
+    across, down = sides(size)
+    scale = min(width / across, height / down)
+    inner_width, inner_height = round(scale * across), round(scale * down)
+    left, top = round((width - inner_width) * view.x), round((height - inner_height) * view.y)
+    return (left, top, left + inner_width, top + inner_height)
 
 
-def crop(image: Image.Image, size_px: int, view: View) -> Image.Image:
-    """The largest square at the view's place, resized to `size_px`; mirrored if the view is."""
-    square = image.resize((size_px, size_px), Image.Resampling.LANCZOS, square_box(*image.size, view))
-    return ImageOps.mirror(square) if view.flip else square
+def crop(image: Image.Image, size: Size, view: View) -> Image.Image:
+    """The largest rectangle of a size's shape at the view's place, resized to it; mirrored if the view is."""
+    box = crop_box(*image.size, view, size)
+    part = image.resize(sides(size), Image.Resampling.LANCZOS, box)
+    return ImageOps.mirror(part) if view.flip else part
 
 
 def write_png(image: Image.Image, path: Path, chunks: Mapping[str, object]) -> None:

@@ -12,12 +12,13 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
-from lightning_dreambooth.data.images import READER_VERSION, View, crop, read_image, square_box
+from lightning_dreambooth.data.images import READER_VERSION, View, crop, crop_box, read_image
 from lightning_dreambooth.distributed import any_rank, exclusive_folder, gather_dict, of_first_rank, rank, shard
 from lightning_dreambooth.errors import InputError, TrainingError
 from lightning_dreambooth.files import replaced, sha256
 from lightning_dreambooth.models.conditioning import Conditioning, on_cpu, unstack
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
+from lightning_dreambooth.sizes import Size
 
 ENCODE_BATCH = 32  # prompts, or images of up to 64 px, encoded at once
 ENCODE_PIXELS = ENCODE_BATCH * 64 * 64
@@ -30,9 +31,9 @@ def images_at_once(resolution_px: int) -> int:
     return max(1, min(ENCODE_BATCH, ENCODE_PIXELS // resolution_px**2))
 
 
-def load_pixels(path: Path, view: View, resolution_px: int) -> UInt8[Tensor, "3 height width"]:
-    """The view of an image file => bytes 0 ... 255."""
-    return pil_to_tensor(crop(read_image(path), resolution_px, view))
+def load_pixels(path: Path, view: View, size: Size) -> UInt8[Tensor, "3 height width"]:
+    """The view of an image file in a size => bytes 0 ... 255."""
+    return pil_to_tensor(crop(read_image(path), size, view))
 
 
 def read_entry(file: Path) -> Tensor | None:
@@ -66,22 +67,31 @@ class LatentCache:
         encoder: Names the VAE's weights and the precision they encode in.
         resolution_px: Side of the encoded squares.
         folder: Folder of the entries, one file each; None keeps them in memory.
+        sizes: Sizes of images that are not encoded as squares.
     """
 
-    def __init__(self, encoder: str, resolution_px: int, folder: Path | None = None) -> None:
+    def __init__(
+        self, encoder: str, resolution_px: int, folder: Path | None = None, sizes: Mapping[Path, Size] | None = None
+    ) -> None:
         self.encoder = encoder
         self.resolution_px = resolution_px
+        self.sizes = sizes or {}
         self.folder = folder
         self.memory: dict[str, Tensor] = {}
         self.contents: dict[Path, tuple[str, int, int]] = {}
+
+    def size(self, path: Path) -> Size:
+        """The size in which an image is encoded."""
+        return self.sizes.get(path, self.resolution_px)
 
     def key(self, path: Path, view: View) -> str:
         """Name of an entry, by everything that decides it; views that cut the same square share one entry."""
         if path not in self.contents:
             self.contents[path] = (sha256(path), *read_image(path).size)
         content, width, height = self.contents[path]
-        box = square_box(width, height, view)
-        decided_by = f"{content} {box} {view.flip} {self.resolution_px} {self.encoder} reader {READER_VERSION}"
+        size = self.size(path)
+        box = crop_box(width, height, view, size)
+        decided_by = f"{content} {box} {view.flip} {size} {self.encoder} reader {READER_VERSION}"
         return hashlib.sha256(decided_by.encode()).hexdigest()[:32]
 
     def get(self, path: Path, view: View) -> Float[Tensor, "twice_c h w"]:
@@ -116,14 +126,18 @@ class LatentCache:
             raise InputError(f"{self._file(absent[0])} was written on another node; name a cache_dir that nodes share")
 
     def _encode(self, by_key: Mapping[str, tuple[Path, View]], encode: Encode, batch_size: int) -> None:
-        missing, keys = {*of_first_rank(self._missing(by_key))}, list(by_key)
+        missing = {*of_first_rank(self._missing(by_key))}
+        by_size: dict[Size, list[str]] = {}
+        for key, (path, _) in by_key.items():
+            by_size.setdefault(self.size(path), []).append(key)
         # Batches of the whole list, as for images that are drawn: the last bit of an entry may depend on its batch.
-        parts = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
+        parts = [keys[start : start + batch_size] for keys in by_size.values()
+                 for start in range(0, len(keys), batch_size)]  # fmt: skip
         local = shard([part for part in parts if missing.intersection(part)])
         silent = rank() > 0 or not local
         with tqdm(total=sum(map(len, local)), desc="encoding images", unit="image", disable=silent) as progress:
             for part in local:
-                pixels = torch.stack([load_pixels(*by_key[key], self.resolution_px) for key in part])
+                pixels = torch.stack([load_pixels(*by_key[key], self.size(by_key[key][0])) for key in part])
                 for key, moments in zip(part, encode(pixels).cpu(), strict=True):
                     if key in missing:
                         self._put(key, moments.clone(memory_format=torch.contiguous_format))

@@ -59,10 +59,16 @@ def min_snr_weights(
 
 
 def squared_error(
-    prediction: Float[Tensor, "rows c h w"], expected: Float[Tensor, "rows c h w"]
+    prediction: Float[Tensor, "rows c h w"],
+    expected: Float[Tensor, "rows c h w"],
+    weights: Float[Tensor, "rows 1 h w"] | None = None,
 ) -> Float[Tensor, " rows"]:
-    """Mean squared error of each row, in fp32 whatever the prediction's dtype."""
-    return (prediction.float() - expected.float()).square().flatten(1).mean(1)
+    """Mean squared error of each row, in fp32 whatever the prediction's dtype; of a masked loss, with its weights.
+
+    The mean is over all places, so that a weight is the fraction that remains of a place's gradient.
+    """
+    errors = (prediction.float() - expected.float()).square()
+    return (errors if weights is None else errors * weights).flatten(1).mean(1)
 
 
 # Prior-preservation objective, Ruiz et al. 2023 (arXiv:2208.12242), Eq. 2.

@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_dreambooth.diffusion.requests import Request, Sampler
 from lightning_dreambooth.errors import TrainingError
 from lightning_dreambooth.models.stable_diffusion import StableDiffusion
+from lightning_dreambooth.sizes import Size
 
 SAMPLERS = {
     "ddim": DDIMScheduler,  # Song et al. 2020 (arXiv:2010.02502), eta 0
@@ -31,16 +32,14 @@ def scheduler_for(model: StableDiffusion, sampler: Sampler) -> SchedulerMixin:
 
 
 @torch.no_grad()
-def sample(
-    model: StableDiffusion, requests: Sequence[Request], resolution_px: int
-) -> Float[Tensor, "images 3 height width"]:
-    """Draws one square image per request, in [0, 1].
+def sample(model: StableDiffusion, requests: Sequence[Request], size: Size) -> Float[Tensor, "images 3 height width"]:
+    """Draws one image of a size per request, in [0, 1].
 
     The requests of one call must share steps, guidance scale and sampler. The initial noise of each image is drawn on
     the CPU from its own seed, as diffusers' pipeline does with `torch.Generator().manual_seed(seed)`.
     """
     settings, device = requests[0].settings, model.device
-    shape = (1, *model.latent_shape(resolution_px))
+    shape = (1, *model.latent_shape(size))
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(request.seed)) for request in requests]
     scheduler = scheduler_for(model, settings.sampler)
     scheduler.set_timesteps(settings.steps)  # on the CPU, where schedulers read them without waiting for the device

@@ -25,6 +25,7 @@ from lightning_dreambooth.models.model_files import ModelFiles
 from lightning_dreambooth.models.noise_schedule import load_noise_schedule
 from lightning_dreambooth.models.tokens import TokenIds, load_tokenizer, tokenize, without_repeats
 from lightning_dreambooth.models.weight_files import WEIGHTS
+from lightning_dreambooth.sizes import Size, sides
 
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
@@ -153,10 +154,11 @@ class StableDiffusion(nn.Module):
         """The factor by which latents are multiplied, so that they have about unit variance."""
         return float(self.vae.config.scaling_factor)
 
-    def latent_shape(self, resolution_px: int) -> tuple[int, int, int]:
-        """Channels, height and width of the latents of a square image."""
-        side = resolution_px // 2 ** (len(self.vae.config.block_out_channels) - 1)
-        return (self.vae.config.latent_channels, side, side)
+    def latent_shape(self, size: Size) -> tuple[int, int, int]:
+        """Channels, height and width of the latents of an image."""
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        width, height = sides(size)
+        return (self.vae.config.latent_channels, height // factor, width // factor)
 
     @contextmanager
     def without_dropout(self) -> Iterator[None]:

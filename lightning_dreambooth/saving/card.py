@@ -1,7 +1,10 @@
 """What an export says about itself: the model card, and the metadata of a LoRA file."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_dreambooth.data.concepts import Concept
+from lightning_dreambooth.data.training_images import ConceptImages
 from lightning_dreambooth.datamodule import DreamBoothData
 from lightning_dreambooth.evaluation.history import MetricsRow
 from lightning_dreambooth.models.lora import ADAPTER, Lora, adapted
@@ -21,10 +24,8 @@ pipeline.load_lora_weights("{folder}", weight_name="{lora}")
 def model_card(module: DreamBooth, data: DreamBoothData, folder: Path, metrics: MetricsRow, lora: str) -> str:
     """The model card: Markdown with the front matter that model hubs read."""
     concepts = "\n".join(
-        f"- `{concept.instance_prompt}`: {len(images.instances)} instance images"
-        + (f", with {len(images.classes)} class images of `{concept.class_prompt}`" if images.classes else "")
-        + (f", with the base as teacher of `{images.taught_prompt}`" if images.taught_prompt else "")
-        for concept, images in zip(data.concepts, data.dataset.concepts, strict=True)
+        _trained_on(concept, [images for images in data.dataset.concepts if images.number == number])
+        for number, concept in enumerate(data.concepts)
     )
     trained = " and ".join(name.replace("_", " ").replace("unet", "UNet") for name in module.trained)
     prompt, base, vae = data.concepts[0].instance_prompt, module.files.pretrained, module.files.vae
@@ -98,3 +99,13 @@ def run_metadata(module: DreamBooth, data: DreamBoothData) -> dict[str, str]:
         "ss_steps": str(module.global_step),
         "ss_seed": str(module.seed),
     }
+
+
+def _trained_on(concept: Concept, sets: Sequence[ConceptImages]) -> str:
+    """A line about the images of a concept, which are in one set or, with buckets, in several."""
+    instances, classes = sum(len(one.instances) for one in sets), sum(len(one.classes) for one in sets)
+    return (
+        f"- `{concept.instance_prompt}`: {instances} instance images"
+        + (f", with {classes} class images of `{concept.class_prompt}`" if classes else "")
+        + (f", with the base as teacher of `{sets[0].taught_prompt}`" if sets[0].taught_prompt else "")
+    )

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from lightning_dreambooth.cli.job import Job
-from lightning_dreambooth.data.dataset import HALVES, Batch, Moments
+from lightning_dreambooth.data.dataset import Batch, Moments
 from lightning_dreambooth.data.draws import Draws, DrawSource
+from lightning_dreambooth.data.training_images import HALVES
 from lightning_dreambooth.diffusion.cost import TRAINING_ROW, unet_evaluations
 from lightning_dreambooth.diffusion.requests import Request, SamplingSettings
 from lightning_dreambooth.diffusion.sampling import sample

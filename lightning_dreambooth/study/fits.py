@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from lightning_dreambooth.cli.job import Job
 from lightning_dreambooth.cli.main import PROG
-from lightning_dreambooth.data.dataset import concept_images, data_digests
+from lightning_dreambooth.data.training_images import concept_images, data_digests
 from lightning_dreambooth.errors import InputError, TrainingError
 from lightning_dreambooth.evaluation.dreambench import Subject
 from lightning_dreambooth.evaluation.tables import read_json, write_json
@@ -89,7 +89,7 @@ def build_fit(study: str, variant: Variant, seed: int, job: Job) -> Fit:
         "dtype": job.config["checkpoint"]["dtype"],
         "base": job.module.tuned_files.fingerprint,
         "concepts": [asdict(concept) for concept in job.data.concepts],
-        "data_digests": data_digests(concept_images(job.data.concepts, 0)),
+        "data_digests": data_digests(concept_images(job.data.concepts, 0), job.data.masked_loss is not None),
     }
     name = f"{study}/{variant.name}-seed{seed}-{digest(decided_by)}"
     return Fit(variant.name, seed, name, tuple(variant.argv(seed)))

@@ -137,7 +137,7 @@ CHANGES = [
         marks=pytest.mark.skipif(".heic" in SUFFIXES, reason="the extra is installed"),
     ),
     (add_long_ones, [r"girl/x\.png is 40 x 80 px, of which the square keeps 50% \(and 1 more\)"]),
-    (add_masks, [r"girl/00_mask\.png is skipped as a mask, .* \(and 1 more\)"]),
+    (add_masks, [r"girl/00_mask\.png is a mask, which is not used: give data\.masked_loss .* \(and 1 more\)"]),
     (add_unnamed_masks, [r"girl/m0\.png is only black and white, as masks are \(and 1 more\)"]),
     (add_subfolders, [r"girl/10_sks girl holds 1 image that training does not read: .* \(and 1 more\)"]),
     (add_captions, [

@@ -97,7 +97,7 @@ def test_a_class_image_is_what_its_manifest_says(here: Path, model: StableDiffus
         ({"prompt": "a boy"}, "prompt", "a boy"),
         ({"model": "another"}, "model", "another"),
         ({"settings": replace(SETTINGS, steps=3)}, "steps", 3),
-        ({"resolution_px": 64}, "resolution_px", 64),
+        ({"size": 64}, "resolution_px", 64),
         ({"settings": replace(SETTINGS, negative_prompt="")}, "negative_prompt", ""),
     ],
 )

@@ -6,7 +6,6 @@ import torch
 
 from lightning_dreambooth.data.concepts import TrainingImage
 from lightning_dreambooth.data.dataset import (
-    ConceptImages,
     PairDataset,
     Pixels,
     concept_cycle,
@@ -14,6 +13,7 @@ from lightning_dreambooth.data.dataset import (
 )
 from lightning_dreambooth.data.draws import DrawSource
 from lightning_dreambooth.data.loading import ShardedOrder
+from lightning_dreambooth.data.training_images import ConceptImages
 from lightning_dreambooth.models.tokens import TokenIds
 
 

@@ -41,6 +41,7 @@ def test_the_mask_of_another_image_is_not_an_image(here: Path) -> None:
     touch(
         "dogs/a.png",
         "dogs/a_mask.png",
+        "dogs/a.mask.png",
         "dogs/a-masklabel.png",
         "dogs/b.jpg",
         "dogs/b-mask.png",
@@ -48,7 +49,10 @@ def test_the_mask_of_another_image_is_not_an_image(here: Path) -> None:
     )
     folder = read_folder(Path("dogs"))
     assert [path.name for path in folder.images] == ["a.png", "b.jpg", "wearing_mask.png"]
-    assert [path.name for path in folder.masks] == ["a-masklabel.png", "a_mask.png", "b-mask.png"]
+    assert [path.name for path in folder.masks] == ["a-masklabel.png", "a.mask.png", "a_mask.png", "b-mask.png"]
+    assert [folder.mask(path) and folder.mask(path).name for path in folder.images] == [
+        "a-masklabel.png", "b-mask.png", None,
+    ]  # fmt: skip
 
 
 def test_subfolders_with_images_are_counted(here: Path) -> None:

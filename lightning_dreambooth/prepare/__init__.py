@@ -1,0 +1,1 @@
+"""From comic pages or raw photos to a folder of instance images."""
