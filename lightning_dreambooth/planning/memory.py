@@ -12,8 +12,8 @@ BLOCK = 512  # bytes; CUDA's allocator hands out multiples of it
 # Bytes from which glibc maps a block and gives it back: its bound rises to this (DEFAULT_MMAP_THRESHOLD_MAX, malloc.c).
 LARGE = 32 * 2**20
 # Smaller blocks lie in the heap of the process, which keeps what is freed, with holes between: at its peak, so many
-# times what lived in it (1.32 to 1.45 in four fits of the bundled model; benchmarks/memory.py).
-HEAP = 1.37
+# times what lived in it and did not stay (1.34 to 1.57 in six fits; benchmarks/memory.py).
+HEAP = 1.45
 
 
 class LiveMemory(TorchDispatchMode):
@@ -32,13 +32,17 @@ class LiveMemory(TorchDispatchMode):
     def __init__(self, device_type: str) -> None:
         super().__init__()
         self.device_type = device_type
-        self.live = self.peak = self._large = self._heap = 0
+        self.live = self.peak = self._large = self._heap = self._settled = 0
         self._storages: set[int] = set()
 
     @property
     def resident(self) -> int:
         """Bytes that are taken from the device: on a CPU, with the heap as large as it ever was."""
         return self._heap + self._large if self.device_type == "cpu" else self.live
+
+    def settle(self) -> None:
+        """Says that what lives now stays, without holes between."""
+        self._settled = self._heap = self.live - self._large
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = self.answer(func, args, kwargs or {})
@@ -59,7 +63,8 @@ class LiveMemory(TorchDispatchMode):
             self._storages.add(key)
             self.live += size
             self._large += size if size >= LARGE else 0
-            self._heap = max(self._heap, round(HEAP * (self.live - self._large)))
+            moving = self.live - self._large - self._settled
+            self._heap = max(self._heap, self._settled + round(HEAP * moving))
             self.peak = max(self.peak, self.resident)
             weakref.finalize(storage, self._let_go, key, size)
 

@@ -53,6 +53,8 @@ class Rehearsal:
             job.module.base.put(model)
             job.module.setup("fit")
         self.weights = self.memory.live
+        self.memory.settle()
+        self.memory.peak = self.memory.resident
         if self.device.type == "cpu":
             self.memory.peak = max(self.memory.peak, model.loading_bytes(job.data.files))
         job.module.trainer = job.trainer

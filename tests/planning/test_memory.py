@@ -39,6 +39,15 @@ def test_the_heap_grows_only_when_more_lives_in_it_than_ever() -> None:
     assert memory.peak == round(HEAP * 5 * SMALL)
 
 
+def test_what_stays_has_no_holes() -> None:
+    with LiveMemory("cpu") as memory:
+        weights = empty(3 * SMALL)
+        memory.settle()
+        assert memory.resident == weights.nbytes
+        _ = empty(SMALL)
+    assert memory.resident == weights.nbytes + round(HEAP * SMALL)
+
+
 def test_memory_of_another_device_does_not_count() -> None:
     with LiveMemory("cuda") as memory:
         _ = empty(SMALL)
