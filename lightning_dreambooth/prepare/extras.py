@@ -15,7 +15,7 @@ def installed(package: str) -> bool:
 def require(extra: str, *packages: str) -> None:
     """Raises InputError, with the command that installs them, unless all of these packages are there."""
     if missing := [package for package in packages if not installed(package)]:
-        raise InputError(f"{', '.join(missing)} is not installed; pip install 'lightning_dreambooth[{extra}]'")
+        raise InputError(f"{', '.join(missing)} is not installed; pip install -e '.[{extra}]'")
 
 
 def file_in(package: str, place: str, digest: str | None = None) -> Path:
