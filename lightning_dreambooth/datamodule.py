@@ -207,7 +207,8 @@ class DreamBoothData(pl.LightningDataModule):
             for class_images in self.class_images():
                 class_images.missing()  # refuses those of another recipe
         sets = self.images(training)
-        checks.check_enough([concept.instances for concept in sets], self.num_instance_images)
+        all_instances = concept_images(self.concepts, 0, self.num_instance_images)
+        checks.check_enough([concept.instances for concept in all_instances], self.num_instance_images)
         prompts = [image.prompt for concept in sets for image in (*concept.instances, *concept.class_rows)]
         prompts += [str(concept.class_prompt or "") for concept in self.concepts]
         checks.check_lengths(prompts, self.tokenizer)

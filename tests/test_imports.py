@@ -32,7 +32,7 @@ STOREYS = {
     ],
     "prepare": [
         "extras", "boxes", "box_files", "mtcnn", "anime_faces", "detection", "looks", "waifu2x", "sizing", "settings",
-        "sources", "manifest", "candidates", "preparation", "folder", "sheet",
+        "sources", "manifest", "candidates", "preparation", "sheet", "folder",
     ],
     "evaluation": [
         "metrics", "score", "intervals", "history", "tables", "prompts", "dreambench", "encoder_files", "lpips",

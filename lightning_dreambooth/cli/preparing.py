@@ -1,6 +1,6 @@
 """The tool `prepare INPUT...`: makes a folder of instance images of comic pages or raw photos."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from lightning_dreambooth.prepare.boxes import merge
 from lightning_dreambooth.prepare.candidates import face_candidates, whole_candidate
 from lightning_dreambooth.prepare.detection import find_faces, load_detectors
 from lightning_dreambooth.prepare.extras import require
-from lightning_dreambooth.prepare.folder import check_unchanged, open_folder
+from lightning_dreambooth.prepare.folder import check_owner, check_unchanged, open_folder
 from lightning_dreambooth.prepare.manifest import FOLDER, Manifest
 from lightning_dreambooth.prepare.preparation import Cut, Preparation
 from lightning_dreambooth.prepare.settings import FaceSettings, WholeSettings
@@ -89,15 +89,18 @@ def prepare(given: Namespace, built: Namespace) -> str:
     sources = list_sources(given.inputs, output)
     upscaler: Upscaler = given.upscaler or ("anime" if given.crop == "faces" else "photo")
     resizer = Resizer(given.size, upscaler, given.noise)
-    preparation = Preparation(cutter(given, built), text_filter(given), given.duplicates, resizer, given.caption)
+    preparation = Preparation(
+        cutter(given, built, sources.images), text_filter(given), given.duplicates, resizer, given.caption
+    )
     if given.dry_run:
-        manifest = Manifest(output)
+        manifest = Manifest(output, [])
         for line in preparation.run(sources, manifest, None):
             warn(line)
         return counts(manifest)
+    check_owner(output)
     with exclusive_folder(output):
         manifest = open_folder(output, deciding(given), given.overwrite)
-        check_unchanged(manifest)
+        check_unchanged(manifest.rows)
         for line in preparation.run(sources, manifest, output):
             warn(line)
         sheet = output / FOLDER / FILE
@@ -113,20 +116,23 @@ def check(given: Namespace, built: Namespace) -> None:
     check_range("--size", given.size, 64, MAX_SIDE)
     check_range("--duplicates", given.duplicates, -1, 64, "-1 keeps all")
     check_range("--noise", given.noise, -1, 3)
+    if given.boxes is not None and (given.crop == "none" or given.detectors is not None):
+        raise InputError("--boxes are faces in place of those of --detectors, for --crop faces; give one of them")
     built.faces.check()
     built.whole.check()
 
 
-def cutter(given: Namespace, built: Namespace) -> Cut:
+def cutter(given: Namespace, built: Namespace, sources: Sequence[Path]) -> Cut:
     """What makes candidates of an image.
 
     Raises:
-        InputError: if a detector or the boxes are missing.
+        InputError: if a detector is missing, or the boxes are missing or of other images.
     """
     if given.crop == "none":
         return lambda file, image, row: [whole_candidate(image, built.whole, row)]
     if given.boxes is not None:
         boxes = BoxFiles(Path(expand(given.boxes)))
+        boxes.check(sources)
         return lambda file, image, row: face_candidates(image, merge(boxes.faces(file, image.size)), built.faces, row)
     detectors = load_detectors(given.detectors)
     return lambda file, image, row: face_candidates(

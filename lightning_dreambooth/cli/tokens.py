@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from jsonargparse import ArgumentParser
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image
@@ -42,8 +43,8 @@ def main(argv: list[str] | None = None) -> None:
         given = parser.parse_args(argv)
         check_prompt(given.prompt, "the prompt")
         check_range("--alternatives", given.alternatives, 0, 16)
-        if not given.prompt.strip():
-            raise InputError("the prompt is empty; give one, such as 'a photo of sks dog'")
+        if not given.prompt.strip() or not (given.identifier or "word").strip():
+            raise InputError("the prompt or identifier is empty; give one, such as 'a photo of sks dog'")
         files = ModelFiles(given.model)
         tokenizer = load_tokenizer(files.folder)
         prompt = read_prompt(tokenizer, given.prompt)
@@ -52,8 +53,13 @@ def main(argv: list[str] | None = None) -> None:
         others = rare_words(tokenizer, given.alternatives, name)
         print(report(prompt, name, identifier.tokens, others))
         output = Path(expand(given.output)) if given.output else RUNS / "tokens" / f"{name.replace('/', '-')}.png"
-        write_png(grid(StableDiffusion.load(files), [name, *others], files.native_resolution_px), output, {})
+        write_png(grid(load(files), [name, *others], files.native_resolution_px), output, {})
         print(f"what {files.name} draws for these words alone: {output}")
+
+
+def load(files: ModelFiles) -> StableDiffusion:
+    """The model, on a GPU if there is one."""
+    return StableDiffusion.load(files).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def report(prompt: Reading, identifier: str, tokens: int, others: Sequence[str]) -> str:

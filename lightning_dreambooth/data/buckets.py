@@ -6,8 +6,7 @@ NovelAI (2022), https://github.com/NovelAI/novelai-aspect-ratio-bucketing, train
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import reduce
-from math import ceil, gcd, lcm, sqrt
+from math import ceil, sqrt
 from pathlib import Path
 
 from lightning_dreambooth.data.concepts import Concept, TrainingImage
@@ -60,16 +59,3 @@ def by_bucket(images: Sequence[TrainingImage], sizes: Mapping[Path, Size]) -> di
     """Images by their bucket."""
     return {size: [image for image in images if sizes[image.path] == size]
             for size in sorted({sizes[image.path] for image in images})}  # fmt: skip
-
-
-def bucket_weights(counts: Sequence[Sequence[int]], weights: Sequence[int]) -> list[list[int]]:
-    """Images in each bucket of each concept, and the weights of the concepts => weights of the buckets.
-
-    They are the smallest integers by which every image of a concept is seen equally often, and each concept by its
-    weight.
-    """
-    common = lcm(*map(sum, counts))
-    wanted = [[weight * count * common // sum(buckets) for count in buckets]
-              for buckets, weight in zip(counts, weights, strict=True)]  # fmt: skip
-    divisor = reduce(gcd, (weight for buckets in wanted for weight in buckets))
-    return [[weight // divisor for weight in buckets] for buckets in wanted]

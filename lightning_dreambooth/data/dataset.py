@@ -143,7 +143,11 @@ class PairDataset(Dataset[Sample]):
         self.cache = cache
         self.masks = masks
         self.together = together
-        self.cycle = concept_cycle([concept.weight for concept in concepts])
+        numbers = sorted({concept.number for concept in concepts})
+        self.buckets = [[i for i, concept in enumerate(concepts) if concept.number == number] for number in numbers]
+        self.cycle = concept_cycle([concepts[buckets[0]].weight for buckets in self.buckets])
+        # In a round of its concept, a bucket has as many turns as instance images.
+        self.bucket_cycles = [concept_cycle([len(concepts[i].instances) for i in buckets]) for buckets in self.buckets]
         self.taught = any(concept.taught_prompt is not None for concept in concepts)
 
     def images(self, index: int) -> tuple[TrainingImage, ...]:
@@ -156,11 +160,15 @@ class PairDataset(Dataset[Sample]):
         )  # fmt: skip
 
     def _visit(self, index: int) -> tuple[int, int]:
-        """The concept of a sample, and how often it was visited before."""
+        """The images, of a concept or a bucket of it, that a sample is from, and how often they were visited before."""
         group, place = divmod(index, self.together)
         turn, slot = divmod(group, len(self.cycle))
-        c, j = self.cycle[slot]
-        return c, (turn * self.concepts[c].weight + j) * self.together + place
+        number, j = self.cycle[slot]
+        buckets, cycle = self.buckets[number], self.bucket_cycles[number]
+        bucket_turn, bucket_slot = divmod(turn * self.concepts[buckets[0]].weight + j, len(cycle))
+        k, bucket_j = cycle[bucket_slot]
+        c = buckets[k]
+        return c, (bucket_turn * len(self.concepts[c].instances) + bucket_j) * self.together + place
 
     def _drawn_as(self, half: str) -> str:
         """The half whose draws a row has: with a teacher, a class row repeats its instance row but for the prompt."""

@@ -71,7 +71,7 @@ def check_masks(instances: Sequence[TrainingImage]) -> None:
         InputWarning: of those that mask nothing.
     """
     whole = [image.path for image in instances if read_mask(image).getextrema()[0] == 255]
-    warn_of_kind([f"{path} has no mask and nothing transparent, so that all of it is trained on" for path in whole])
+    warn_of_kind([f"nothing of {path} is masked or transparent, so that all of it is trained on" for path in whole])
 
 
 def check_contents(folder: ImageFolder, named: set[Path], masked: bool) -> None:

@@ -23,7 +23,7 @@ class Masks:
         outside: Weight of what lies outside of a mask, 0 ... 1; inside it is 1.
 
     Raises:
-        InputError: if a mask cannot be read, has another shape than its image, or leaves nothing of a view.
+        InputError: if a mask cannot be read, is empty, or has another shape than its image.
     """
 
     def __init__(
@@ -46,20 +46,23 @@ class Masks:
 
 def _insides(image: TrainingImage, views: Sequence[View], size: tuple[int, int]) -> list[Float[Tensor, "1 h w"]]:
     mask = read_mask(image)
-    insides = [_shrunk(mask, view, size) for view in views]
-    if not all(inside.any() for inside in insides):
-        raise InputError(f"the mask of {image.path} leaves nothing to train on; mend or remove it")
-    return insides
+    return [_shrunk(mask, view, size) for view in views]
 
 
 def read_mask(image: TrainingImage) -> Image.Image:
     """The mask beside an image, else its opacity: 255 where it is trained on.
 
     Raises:
-        InputError: if it cannot be read, or the shape of a mask is another one than its image's.
+        InputError: if it cannot be read, is empty, or has another shape than its image.
     """
-    if image.mask is None:
-        return read_opacity(image.path)
+    mask = read_opacity(image.path) if image.mask is None else _read_beside(image)
+    if not mask.getbbox():
+        raise InputError(f"the mask of {image.path} leaves nothing to train on; mend or remove it")
+    return mask
+
+
+def _read_beside(image: TrainingImage) -> Image.Image:
+    assert image.mask
     mask, size = read_image(image.mask).convert("L"), read_image(image.path).size
     if abs(mask.width * size[1] - mask.height * size[0]) > max(*mask.size, *size):  # more than a pixel of rounding
         raise InputError(f"{image.mask} is {mask.width} x {mask.height} px, must have the shape of {image.path}")

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lightning_dreambooth.data.buckets import bucket_weights, by_bucket, class_concepts
+from lightning_dreambooth.data.buckets import by_bucket, class_concepts
 from lightning_dreambooth.data.concepts import Concept, TrainingImage, class_images, instance_images
 from lightning_dreambooth.files import sha256
-from lightning_dreambooth.sizes import Size
+from lightning_dreambooth.sizes import Size, as_text
 
 HALVES = ("instance", "class")  # the halves of a batch, in this order
 
@@ -19,7 +19,7 @@ class ConceptImages(NamedTuple):
     Attributes:
         instances: The instance images.
         classes: The class images; empty while none are trained on.
-        weight: Number of samples in every round.
+        weight: Number of samples of the concept in every round.
         taught_prompt: The class prompt, if a teacher is trained with; else None.
         number: Which concept it is, from 0: one with buckets is there several times.
         size: Of these images while they are trained on, if they are not squares of the resolution.
@@ -71,16 +71,13 @@ def bucketed(
         sizes: The bucket of each instance image.
         num_class_images: Class images of each concept that does not set its own number; 0: none are trained on.
     """
-    groups = [by_bucket(images.instances, sizes) for images in sets]
-    weights = bucket_weights([[len(images) for images in group.values()] for group in groups],
-                             [images.weight for images in sets])  # fmt: skip
     parts = []
-    for concept, images, group, weight in zip(concepts, sets, groups, weights, strict=True):
+    for concept, images in zip(concepts, sets, strict=True):
         count = concept.num_class_images or num_class_images
         by_size = class_concepts(concept, [sizes[image.path] for image in images.instances], count)
-        for (size, instances), share in zip(group.items(), weight, strict=True):
+        for size, instances in by_bucket(images.instances, sizes).items():
             classes = class_images(by_size[size])[: by_size[size].num_class_images] if num_class_images else []
-            parts.append(ConceptImages(instances, classes, share, images.taught_prompt, images.number, size))
+            parts.append(images._replace(instances=instances, classes=classes, size=size))
     return parts
 
 
@@ -93,12 +90,13 @@ def sizes_of(sets: Sequence[ConceptImages]) -> dict[Path, Size]:
 def data_digests(concepts: Sequence[ConceptImages], masked: bool) -> dict[str, str]:
     """SHA-256 of image contents, prompts and, for a masked loss, masks; 16 hex digits each, by half and concept."""
     digests = {}
-    for number, concept in enumerate(concepts, start=1):
+    for concept in concepts:
+        name_of_set = f"concept {concept.number + 1}" + (f" in {as_text(concept.size)}" if concept.size else "")
         for half, images in zip(HALVES, (concept.instances, concept.class_rows), strict=True):
             contents = [sha256(image.path) for image in images]
             prompts = [image.prompt for image in images]
             masks = {"masks": [sha256(image.mask) for image in images if image.mask]} if masked else {}
             for name, texts in {"images": contents, "prompts": prompts, **masks}.items():
                 digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
-                digests[f"{half} {name} of concept {number}"] = digest[:16]
+                digests[f"{half} {name} of {name_of_set}"] = digest[:16]
     return digests

@@ -9,7 +9,7 @@ from transformers import CLIPTokenizer
 from lightning_dreambooth.models.tokens import truncated_text
 
 END_OF_WORD = "</w>"  # in the vocabulary of CLIP's tokenizer
-RARE = re.compile(f"[a-z]{{3}}{END_OF_WORD}")  # up to three letters, as the paper has its identifiers (section 3.2)
+RARE = re.compile(f"[a-z]{{3}}{END_OF_WORD}")  # three letters: the paper takes up to three (section 3.2)
 
 
 class Word(NamedTuple):

@@ -1,7 +1,6 @@
 """Boxes of faces from files of other programs: a CSV table, or labels as YOLO saves them."""
 
 import csv
-import io
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
@@ -32,6 +31,22 @@ class BoxFiles:
             raise InputError(f"--boxes {path} does not exist; name a CSV table or a folder of YOLO labels")
         self._table = None if path.is_dir() else read_table(path)
 
+    def check(self, sources: Sequence[Path]) -> None:
+        """Raises InputError if boxes fit no image, or those of one name fit several."""
+        names = [source.stem for source in sources] if self._table is None else list(self._table)
+        fits = {name: [source for source in sources if self._is_of(name, source)] for name in dict.fromkeys(names)}
+        fitting = {name: found for name, found in fits.items() if found}
+        if not fitting:
+            raise InputError(f"--boxes {self.path} has boxes of none of the images; check the names in it")
+        if several := [(name, found) for name, found in fitting.items() if len(found) > 1]:
+            name, found = several[0]
+            raise InputError(f"--boxes {self.path}: {name} is the name of {found[0]} and {found[1]}; rename one")
+
+    def _is_of(self, name: str, source: Path) -> bool:
+        if self._table is not None:
+            return _ends(source, name)
+        return source.stem == name and (self.path / f"{name}.txt").exists()
+
     def faces(self, source: Path, size: tuple[int, int]) -> list[Face]:
         """The faces of an image of this width and height; none if nothing is said of it.
 
@@ -55,7 +70,7 @@ def read_table(path: Path) -> Mapping[str, list[Face]]:
     Raises:
         InputError: if a column is missing, or a row is not a box.
     """
-    rows = csv.DictReader(io.StringIO(read_text(path)))
+    rows = csv.DictReader(read_text(path).splitlines())
     if missing := [name for name in COLUMNS if name not in (rows.fieldnames or [])]:
         raise InputError(f"{path} has no column {', '.join(missing)}; needed are {', '.join(COLUMNS)}")
     faces: dict[str, list[Face]] = {}
@@ -95,6 +110,6 @@ def _numbers(words: Sequence[str | None], where: str) -> list[float]:
 
 
 def _face(box: Box, score: list[float], where: str) -> Face:
-    if box.width <= 0 or box.height <= 0:
-        raise InputError(f"{where} is a box without area; its right must be more than its left, bottom than top")
+    if box.width < 1 or box.height < 1:
+        raise InputError(f"{where} is a box without area: right minus left, and bottom minus top, must be 1 px or more")
     return Face(box, score[0] if score else 1.0, NAME)

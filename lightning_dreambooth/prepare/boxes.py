@@ -102,7 +102,7 @@ def crop_box(face: Box, expand: Number, shift: Number, size: tuple[int, int]) ->
         size: Width and height of the image.
     """
     edge = sqrt(face.area)
-    side = min(round(expand * edge), *size)
+    side = min(max(1, round(expand * edge)), *size)
     x, y = (face.left + face.right) / 2, (face.top + face.bottom) / 2 - shift * edge
     left, top = (min(max(round(at - side / 2), 0), most - side) for at, most in zip((x, y), size, strict=True))
     return left, top, left + side, top + side

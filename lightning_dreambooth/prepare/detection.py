@@ -17,7 +17,7 @@ from lightning_dreambooth.prepare.mtcnn import Mtcnn
 STRIP = 2.0  # images taller than so many widths are strips of pages
 STRIP_WIDTH_PX = 640  # width of the copy of a strip
 MAX_SIDE_PX = 1280  # longer side of the copy of any other image
-OVERLAP_PX = 160  # of the square tiles of a strip: a smaller face is whole in one of them
+OVERLAP_PX = 160  # of the square tiles of a strip of pages: a smaller face is whole in one of them
 TILT_DEGREES = 15.0  # of copies that are looked at as well, if asked
 
 
@@ -86,7 +86,7 @@ def tile_tops(size: tuple[int, int]) -> list[int]:
     width, height = size
     if not is_strip(size):
         return [0]
-    tops = range(0, height - width, max(width - OVERLAP_PX, 1))
+    tops = range(0, height - width, width - min(OVERLAP_PX, width // 4))
     return [*tops, height - width]
 
 

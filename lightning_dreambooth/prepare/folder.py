@@ -1,16 +1,24 @@
 """The folder that is filled: begun, gone on with, or begun again; nothing in it that a user made is lost."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.files import replaced, sha256
 from lightning_dreambooth.inputs import read_text
-from lightning_dreambooth.prepare.manifest import FOLDER, Manifest
+from lightning_dreambooth.prepare import manifest, sheet
+from lightning_dreambooth.prepare.manifest import FOLDER, Manifest, Row
 
 SETTINGS = "settings.json"
+
+
+def check_owner(output: Path) -> None:
+    """Raises InputError if there are files in a folder, and no earlier `prepare` made it."""
+    made = (output / FOLDER / SETTINGS).is_file()
+    if not made and output.is_dir() and any(not path.name.startswith(".") for path in output.iterdir()):
+        raise InputError(f"{output} holds files that are not of `prepare`; name an empty or new folder")
 
 
 def open_folder(output: Path, settings: Mapping[str, Any], overwrite: bool) -> Manifest:
@@ -22,19 +30,24 @@ def open_folder(output: Path, settings: Mapping[str, Any], overwrite: bool) -> M
         overwrite: Whether to remove what an earlier `prepare` made, and to start over.
 
     Raises:
-        InputError: if there are other files in it, or it was made with other settings.
+        InputError: if it was made with other settings, or a user has changed what would be removed.
     """
     file = output / FOLDER / SETTINGS
-    if not file.is_file() and output.is_dir() and any(not path.name.startswith(".") for path in output.iterdir()):
-        raise InputError(f"{output} holds files that are not of `prepare`; name an empty or new folder")
     if file.is_file() and overwrite:
         _clear(output)
     if file.is_file():
-        _compare(json.loads(read_text(file)), json.loads(json.dumps(settings)), output)
+        _compare(_read(file), json.loads(json.dumps(settings)), output)
     else:
         with replaced(file) as beside:
             beside.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
     return Manifest(output)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(read_text(file)))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{file} cannot be read ({error}); name another --output") from error
 
 
 def _compare(before: Mapping[str, Any], now: Mapping[str, Any], output: Path) -> None:
@@ -47,24 +60,24 @@ def _compare(before: Mapping[str, Any], now: Mapping[str, Any], output: Path) ->
 
 
 def _clear(output: Path) -> None:
-    """Removes the images of the manifest with their captions, and then the manifest."""
-    manifest = Manifest(output)
-    written = json.loads(read_text(output / FOLDER / SETTINGS)).get("caption")
-    captions = [(output / row.image).with_suffix(".txt") for row in manifest.kept]
-    edited = [path for path in captions if path.is_file() and read_text(path).strip() != written]
-    if edited:
+    """Removes the images of the manifest with their captions, and then the manifest, the settings last."""
+    kept, caption = Manifest(output).kept, str(_read(output / FOLDER / SETTINGS).get("caption")).strip()
+    images = {output / row.image: row.image_sha256 for row in kept}
+    captions = [path.with_suffix(".txt") for path in images]
+    changed = [path for path, digest in images.items() if path.is_file() and sha256(path) != digest]
+    changed += [path for path in captions if path.is_file() and read_text(path).strip() != caption]
+    if changed:
         raise InputError(
-            f"{edited[0]} has been edited (of {len(edited)}); move it out of the folder before --overwrite"
+            f"{changed[0]} has been edited (of {len(changed)}); move it out of the folder before --overwrite"
         )
-    for path in [output / row.image for row in manifest.kept] + captions:
+    made = [output / FOLDER / name for name in (sheet.FILE, manifest.FILE, SETTINGS)]
+    for path in [*images, *captions, *made]:
         path.unlink(missing_ok=True)
-    for path in (output / FOLDER).iterdir():
-        path.unlink()
 
 
-def check_unchanged(manifest: Manifest) -> None:
+def check_unchanged(rows: Sequence[Row]) -> None:
     """Raises InputError if a file that is done is another one now: its images would be of a file that is gone."""
-    done = {row.source: row.sha256 for row in manifest.rows if row.sha256}
+    done = {row.source: row.sha256 for row in rows}
     for source, digest in done.items():
         if Path(source).is_file() and sha256(Path(source)) != digest:
             raise InputError(f"{source} has changed since it was prepared; give --overwrite to start over")

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -12,6 +13,7 @@ from lightning_dreambooth.files import replaced
 
 FOLDER = "prepare"  # in the output folder; data/folders.py does not count it as a folder of images
 FILE = "manifest.csv"
+IMAGE, HASH = re.compile(r"\d{5,}\.png"), re.compile("[0-9a-f]{16}")  # what a table may hold: it names files to remove
 Square = tuple[int, int, int, int]
 
 
@@ -25,6 +27,7 @@ class Row:
         number: Which candidate of its file it is, from 1.
         reason: Why it was dropped; empty if it was kept.
         image: Name of the file that it became, if it was kept.
+        image_sha256: Of that file's bytes, as they were written.
         detectors: Who found the face, joined by `+`.
         score: How sure they were.
         face: Left, top, right and bottom of the face in px.
@@ -40,6 +43,7 @@ class Row:
     number: int = 1
     reason: str = ""
     image: str = ""
+    image_sha256: str = ""
     detectors: str = ""
     score: float | None = None
     face: Square | None = None
@@ -51,18 +55,21 @@ class Row:
 
 
 class Manifest:
-    """The rows so far, and their file.
+    """The rows so far, and their file. Files that could not be read are tried again: they may have been repaired.
 
     Args:
         output: The folder with the images.
+        rows: To begin with; None: those of its table, if there is one.
 
     Raises:
         InputError: if its table cannot be read.
     """
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Path, rows: list[Row] | None = None) -> None:
         self.file = output / FOLDER / FILE
-        self.rows: list[Row] = _read(self.file) if self.file.is_file() else []
+        if rows is None:
+            rows = _read(self.file) if self.file.is_file() else []
+        self.rows = [row for row in rows if row.sha256]
 
     def __contains__(self, source: Path) -> bool:
         return any(row.source == str(source) for row in self.rows)
@@ -81,7 +88,7 @@ class Manifest:
         """Adds the rows of a source, and writes all of them."""
         self.rows += rows
         with replaced(self.file) as beside:
-            beside.write_text(_text(self.rows), encoding="utf-8")
+            beside.write_text(_text(self.rows), encoding="utf-8", errors="surrogateescape")
 
 
 def _text(rows: Sequence[Row]) -> str:
@@ -101,10 +108,16 @@ def _cell(value: object) -> object:
 
 def _read(file: Path) -> list[Row]:
     try:
-        with file.open(encoding="utf-8", newline="") as opened:
+        with file.open(encoding="utf-8", errors="surrogateescape", newline="") as opened:
             return [_row(cells) for cells in csv.DictReader(opened)]
     except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
-        raise InputError(f"{file} cannot be read ({error!r}); start over with --overwrite") from error
+        raise InputError(f"{file} cannot be read ({error!r}); name another --output") from error
+
+
+def _checked(pattern: re.Pattern[str], value: str) -> str:
+    if value and not pattern.fullmatch(value):
+        raise ValueError(f"{value!r} is not as it was written")
+    return value
 
 
 def _row(cells: dict[str, str]) -> Row:
@@ -119,7 +132,8 @@ def _row(cells: dict[str, str]) -> Row:
 
     return Row(
         source=cells["source"], sha256=cells["sha256"], number=int(cells["number"]), reason=cells["reason"],
-        image=cells["image"], detectors=cells["detectors"], score=number("score"), face=square("face"),
-        crop=square("crop"), blank=number("blank"), sharpness=number("sharpness"), hash=cells["hash"],
+        image=_checked(IMAGE, cells["image"]), image_sha256=cells["image_sha256"],
+        detectors=cells["detectors"], score=number("score"), face=square("face"),
+        crop=square("crop"), blank=number("blank"), sharpness=number("sharpness"), hash=_checked(HASH, cells["hash"]),
         doublings=int(cells["doublings"]) if cells["doublings"] else None,
     )  # fmt: skip

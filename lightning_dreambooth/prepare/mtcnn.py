@@ -119,7 +119,7 @@ class Mtcnn:
         """The faces on an RGB image."""
         with one_thread():
             pixels = (pil_to_tensor(image)[None].to(self.device).float() - 127.5) / 128
-            boxes = squares(self._proposed(pixels))
+            boxes = self._proposed(pixels)
             for network, side_px, score in ((self.refining, 24, SCORES[1]), (self.closest, 48, SCORES[2])):
                 boxes = squares(boxes)
                 heads = network(roi_align(pixels, [boxes], side_px, sampling_ratio=2, aligned=True))

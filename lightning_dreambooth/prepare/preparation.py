@@ -1,13 +1,15 @@
 """From a list of image files to a folder of instance images, file by file; what is done stays done."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
-from lightning_dreambooth.data.images import read_image, write_png
+from lightning_dreambooth.data.images import read_image
 from lightning_dreambooth.errors import InputError
 from lightning_dreambooth.files import replaced, sha256
 from lightning_dreambooth.prepare.looks import bits_apart, image_hash
@@ -73,10 +75,10 @@ class Preparation:
             if not row.reason:
                 row = self._compared(image.crop(row.crop), row, kept)
             if not row.reason:
-                row = replace(row, image=f"{len(kept) + 1:05}.png")
+                row = self._placed(
+                    image.crop(row.crop), row, 1 + max((int(row.image[:-4]) for row in kept), default=0), output
+                )
                 kept.append(row)
-                if output is not None:
-                    self._write(image.crop(row.crop), row, output)
             rows.append(row)
         return rows
 
@@ -89,9 +91,38 @@ class Preparation:
         same = (other.image for other in kept if bits_apart(bits, int(other.hash, 16)) <= self.max_bits)
         return replace(row, reason=f"duplicate: {first}") if (first := next(same, "")) else row
 
-    def _write(self, square: Image.Image, row: Row, output: Path) -> None:
-        path = output / row.image
-        write_png(self.resizer.resize(square), path, {})
-        if self.caption is not None:
-            with replaced(path.with_suffix(".txt")) as beside:
-                beside.write_text(self.caption + "\n", encoding="utf-8")
+    def _placed(self, square: Image.Image, row: Row, number: int, output: Path | None) -> Row:
+        """The row with the name of its image, which is written: never in place of another file, which is a user's."""
+        if output is None:
+            return replace(row, image=name_of(number))
+        content = png(self.resizer.resize(square))
+        while (path := output / name_of(number)).exists() and path.read_bytes() != content:
+            number += 1
+        write_bytes(path, content)
+        caption = path.with_suffix(".txt")
+        if self.caption is not None and not caption.exists():
+            write_bytes(caption, f"{self.caption}\n".encode())
+        return replace(row, image=path.name, image_sha256=hashlib.sha256(content).hexdigest())
+
+
+def number_after(rows: Sequence[Row]) -> int:
+    """The number of the next image."""
+    return 1 + max((int(row.image.removesuffix(".png")) for row in rows), default=0)
+
+
+def name_of(number: int) -> str:
+    """The file name of an image."""
+    return f"{number:05}.png"
+
+
+def png(image: Image.Image) -> bytes:
+    """The bytes of a PNG."""
+    file = BytesIO()
+    image.save(file, format="PNG")
+    return file.getvalue()
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file atomically."""
+    with replaced(path) as beside:
+        beside.write_bytes(content)

@@ -25,18 +25,18 @@ class Sources(NamedTuple):
 
 
 def list_sources(inputs: Sequence[str], output: Path) -> Sources:
-    """Files and folders => their images; folders are entered, but for hidden ones.
+    """Files and folders => absolute paths of their images; folders are entered, but for hidden ones.
 
     Args:
         inputs: Names, with `~` and `$VAR`.
         output: The folder that will be filled.
 
     Raises:
-        InputError: if an input does not exist, the output lies in one, or there is no image.
+        InputError: if an input does not exist, the output lies in one or one in it, or there is no image.
     """
     images: list[Path] = []
     others: dict[Path, str] = {}
-    for given in map(Path, map(expand, inputs)):
+    for given in (Path(expand(name)).absolute() for name in inputs):
         if not given.exists():
             raise InputError(f"{given} does not exist; name image files or folders of them")
         if given.is_dir() and output.resolve().is_relative_to(given.resolve()):
@@ -44,6 +44,8 @@ def list_sources(inputs: Sequence[str], output: Path) -> Sources:
         for file in _files(given) if given.is_dir() else [given]:
             if file.is_symlink() and not _stays_in(given, file):
                 others[file] = f"it is a link out of its folder, to {file.readlink()}"
+            elif file.resolve().is_relative_to(output.resolve()):
+                raise InputError(f"{file} lies in --output {output}; name another one: inputs are never changed")
             elif is_image(file):
                 images.append(file)
             else:
@@ -63,10 +65,10 @@ def _files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def natural(path: Path) -> list[tuple[int, str]]:
+def natural(path: Path) -> tuple[list[tuple[int, str]], str]:
     """A sorting key by which page 2 comes before page 10."""
     words = DIGITS.split(path.name)
-    return [(int(word), "") if word.isdigit() else (-1, word) for word in words]
+    return [(int(word), "") if word.isdecimal() else (-1, word) for word in words], path.name
 
 
 def _stays_in(given: Path, link: Path) -> bool:

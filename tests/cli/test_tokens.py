@@ -63,7 +63,7 @@ def test_the_grid_shows_the_identifier_beside_rare_words(
 
 
 @pytest.mark.parametrize(("words", "reason"), [
-    ([" "], "the prompt is empty"), (["a dog", "--alternatives", "99"], "--alternatives is 99"),
+    ([" "], "the prompt or identifier is empty"), (["a dog", "--alternatives", "99"], "--alternatives is 99"),
 ])  # fmt: skip
 def test_a_bad_option_is_refused(
     tiny_sd: Path, capsys: pytest.CaptureFixture[str], words: list[str], reason: str

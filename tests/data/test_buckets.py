@@ -8,7 +8,7 @@ import torch
 from helpers.comparison import assert_same, left_behind
 from PIL import Image
 
-from lightning_dreambooth.data.buckets import bucket, bucket_weights
+from lightning_dreambooth.data.buckets import bucket
 from lightning_dreambooth.data.concepts import TrainingImage
 from lightning_dreambooth.data.dataset import PairDataset, training_views
 from lightning_dreambooth.data.draws import DrawSource
@@ -36,23 +36,13 @@ def test_a_square_has_the_bucket_of_squares() -> None:
     assert bucket((1000, 1000), 512, 8) == (512, 512)
 
 
-def test_by_its_weight_every_image_is_seen_equally_often() -> None:
-    counts, weights = [[4, 1, 1], [3, 2]], [1, 2]
-    found = bucket_weights(counts, weights)
-    per_image = [
-        [share / count for share, count in zip(*pair, strict=True)] for pair in zip(found, counts, strict=True)
-    ]
-    assert all(len({*shares}) == 1 for shares in per_image)
-    assert sum(found[1]) == 2 * sum(found[0])
-
-
 def images(name: str, count: int) -> list[TrainingImage]:
     return [TrainingImage(Path(f"{name}{i}.png"), "girl") for i in range(count)]
 
 
 def dataset(together: int) -> PairDataset:
     buckets = [
-        ConceptImages(images("wide", 4), images("class wide", 5), 2, None, 0, WIDE),
+        ConceptImages(images("wide", 4), images("class wide", 5), 1, None, 0, WIDE),
         ConceptImages(images("tall", 2), images("class tall", 3), 1, None, 0, TALL),
     ]
     draw, prompts = DrawSource(0, 0.1, (4, 8, 8), 1000), {"": torch.tensor([0]), "girl": torch.tensor([1])}

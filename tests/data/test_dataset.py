@@ -34,7 +34,7 @@ def dataset(*concepts: ConceptImages, **settings: object) -> PairDataset:
 
 
 GIRL = ConceptImages(images("girl", 5), images("class girl", 7))
-DOG = ConceptImages(images("dog", 3), images("class dog", 4), weight=2)
+DOG = ConceptImages(images("dog", 3), images("class dog", 4), weight=2, number=1)
 
 
 def test_every_instance_image_is_seen_equally_often() -> None:

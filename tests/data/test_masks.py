@@ -136,7 +136,7 @@ def test_an_image_without_a_mask_is_named(here: Path) -> None:
         path.unlink()
     image_with_mask()
     Image.new("RGB", (64, 64), "red").save("girl/01.png")
-    with pytest.warns(InputWarning, match=r"girl/01\.png has no mask and nothing transparent"):
+    with pytest.warns(InputWarning, match=r"nothing of girl/01\.png is masked or transparent"):
         check_images([Concept("a girl", "girl")], needs_class=False, resolution_px=64, masked=True)
 
 

@@ -54,6 +54,18 @@ def test_a_label_that_is_no_box_is_named(tmp_path: Path, text: str, reason: str)
         labels(tmp_path, text).faces(Path("page.png"), (100, 100))
 
 
+def test_boxes_that_fit_no_image_or_several_are_refused(tmp_path: Path) -> None:
+    pages = [Path("/one/page.png"), Path("/two/page.png"), Path("/two/other.png")]
+    boxes = table(tmp_path, "page.png,10,20,110,140,0.9", "two/other.png,1,2,3,4,")
+    with pytest.raises(InputError, match=r"page\.png is the name of /one/page\.png and /two/page\.png; rename one"):
+        boxes.check(pages)
+    boxes.check(pages[1:])
+    with pytest.raises(InputError, match="has boxes of none of the images"):
+        boxes.check([Path("/three/page2.png")])
+    with pytest.raises(InputError, match="page is the name of"):
+        labels(tmp_path, "0 0.5 0.5 0.1 0.1").check(pages)
+
+
 def test_a_table_without_a_column_and_a_missing_file_are_named(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text("image,x,y\n")
     with pytest.raises(InputError, match="has no column left, top, right, bottom"):

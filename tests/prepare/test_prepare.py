@@ -8,7 +8,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from PIL import Image, ImageFilter, ImageOps
 
 from lightning_dreambooth.cli.main import main as run
 from lightning_dreambooth.cli.preparing import main
+from lightning_dreambooth.errors import InputWarning
 from lightning_dreambooth.prepare import preparation
 
 SIZE = (690, 3600)
@@ -160,15 +160,15 @@ def test_stopped_by_a_full_disk_it_goes_on(
 ) -> None:
     argv = [str(pages), "--boxes", str(boxes), "--size", "128", "--caption", "a face"]
     prepare(capsys, *argv, "--output", tmp_path / "whole")
-    write = preparation.write_png
+    write = preparation.write_bytes
 
-    def write_two(image: Image.Image, path: Path, chunks: Mapping[str, object]) -> None:
+    def write_two(path: Path, content: bytes) -> None:
         if path.name == "00003.png":
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(image, path, chunks)
+        write(path, content)
 
     stopped = tmp_path / "stopped"
-    monkeypatch.setattr(preparation, "write_png", write_two)
+    monkeypatch.setattr(preparation, "write_bytes", write_two)
     with pytest.raises(SystemExit) as exit_code:
         main([*argv, "--output", str(stopped)])
     monkeypatch.undo()
@@ -264,6 +264,7 @@ def test_a_dry_run_counts_and_writes_nothing(
     (["--size", 10], "--size is 10, must lie in 64"), (["--noise", 7], "--noise is 7, must lie in -1 ... 3"),
     (["--faces.expand", 0.5], "--faces.expand is 0.5"), (["--whole.max_aspect", 0], "--whole.max_aspect is 0"),
     (["--duplicates", 99], "--duplicates is 99"), (["--boxes", "none.csv"], "none.csv does not exist"),
+    (["--crop", "none", "--boxes", "b.csv"], "give one of them"),
     (["--detectors", "[yolo]"], "known are mtcnn, animeface"),
     (["--faces.min_score", "nan"], "Got value: nan"),
 ])  # fmt: skip
@@ -383,3 +384,67 @@ def test_the_readmes_three_commands_lead_from_pages_to_images(
     run([*fit[1:], *SHORT])
     run([*predict[1:], "--samples.steps=2", "--samples.num_images=1"])
     assert sorted(path.name for path in Path("runs").glob("predict*/images/*.png")) or list(Path("runs").rglob("*.png"))
+
+
+def test_images_that_a_user_has_added_or_changed_are_not_lost(
+    tmp_path: Path, pages: Path, boxes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    argv = ["--output", output, "--boxes", boxes, "--size", 64, "--caption", "a face"]
+    prepare(capsys, pages / "page2.png", *argv)
+    (output / "00005.png").write_bytes(b"mine")
+    (output / "00006.txt").write_text("my words")
+    extra = tmp_path / "page3.png"
+    drawn.page((690, 500), [drawn.Place(200, 120, 240, 4)]).save(extra)
+    boxes.write_text(f"{boxes.read_text()}\npage3.png,255,187,385,317,0.9\n")
+    prepare(capsys, pages / "page2.png", extra, *argv)
+    assert (output / "00005.png").read_bytes() == b"mine"
+    assert (output / "00006.txt").read_text() == "my words"
+    assert rows(output)[-1]["image"] == "00006.png"
+    (output / "00006.txt").unlink()
+    (output / "00002.png").write_bytes(b"retouched")
+    before = contents(output)
+    assert "00002.png has been edited" in refused(capsys, pages, *argv, "--overwrite")
+    assert contents(output) == before
+    (output / "00002.png").unlink()
+    prepare(capsys, pages / "page2.png", *argv, "--overwrite")
+    assert (output / "00005.png").read_bytes() == b"mine"
+
+
+def test_an_input_in_the_output_is_refused(
+    tmp_path: Path, pages: Path, boxes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    prepare(capsys, pages, "--output", output, "--boxes", boxes, "--size", 64)
+    before = contents(output)
+    error = refused(capsys, output / "00001.png", "--output", output, "--boxes", boxes, "--overwrite")
+    assert "00001.png lies in --output" in error
+    assert contents(output) == before
+
+
+def test_a_repaired_file_is_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    drawn.face(300).save(folder / "1.png")
+    (folder / "2.png").write_text("broken")
+    argv = [folder, "--output", tmp_path / "out", "--crop", "none", "--size", 64, "--duplicates", -1]
+    with pytest.warns(InputWarning, match="cannot be read"):
+        assert "1 of 2 kept" in prepare(capsys, *argv)
+    drawn.face(300, drawn.HAIR[1]).save(folder / "2.png")
+    assert "2 of 2 kept" in prepare(capsys, *argv)
+
+
+@pytest.mark.parametrize("name", ["settings.json", "manifest.csv"])
+def test_what_cannot_be_read_is_named_in_one_line(
+    tmp_path: Path, pages: Path, boxes: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    output = tmp_path / "out"
+    prepare(capsys, pages, "--output", output, "--boxes", boxes, "--size", 64)
+    file = output / "prepare" / name
+    file.write_text(file.read_text().replace("00001.png", "../../page2.png") if name == "manifest.csv" else "[1, 2")
+    before = contents(output)
+    for words in ([], ["--overwrite"]):
+        error = refused(capsys, pages, "--output", output, "--boxes", boxes, "--size", 64, *words)
+        assert f"{name} cannot be read" in error
+        assert "name another --output" in error
+    assert contents(output) == before
