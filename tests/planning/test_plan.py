@@ -105,11 +105,12 @@ def test_a_rehearsal_takes_the_memory_of_real_steps(
     argv: Callable[..., list[str]], settings: dict[str, object]
 ) -> None:
     rehearsal = Rehearsal(build_job(argv(**settings)))
-    rehearsal.memory.peak = rehearsal.memory.live
+    rehearsal.memory.peak = rehearsal.memory.resident
     rehearsal.train()
     job, memory = build_job(argv(**settings)), LiveMemory("cpu")
     with memory:
         job.module.setup("fit")
+        memory.settle()
         step = training_step(job)
         for _ in range(2):
             step()
