@@ -82,7 +82,7 @@ ONLY_IN = {
     },
     "matplotlib": {"study.plots"},
     "jinja2": {"study.page"},
-    "scipy": {"evaluation.intervals"},
+    "scipy": {"evaluation.intervals", "prepare.looks"},
     "pillow_heif": {"data.images"},
     "ray": {"study.executors"},
     "imagehash": {"prepare.looks"},

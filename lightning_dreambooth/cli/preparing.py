@@ -162,7 +162,8 @@ def text_filter(given: Namespace) -> Callable[[Image.Image], bool] | None:
 
 def deciding(given: Namespace) -> dict[str, Any]:
     """All that decides about the images."""
-    options = {key: value for key, value in given.as_dict().items() if key not in ("inputs", "output", "overwrite")}
+    not_deciding = ("inputs", "output", "overwrite", "dry_run")
+    options = {key: value for key, value in given.as_dict().items() if key not in not_deciding}
     return options | {"versions": {package: installed_version(package) for package in PACKAGES}}
 
 

@@ -17,7 +17,7 @@ STEPS = 16  # sides of buckets are multiples of a sixteenth of the resolution, s
 
 
 def bucket(size: tuple[int, int], resolution_px: int, factor: int) -> Size:
-    """Width and height of an image => those that it is trained on in, with at most some per cent cut off.
+    """Width and height of an image => those that it is trained on in; up to three to one, little is cut off.
 
     Args:
         size: Of the image, in px.

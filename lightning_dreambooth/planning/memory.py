@@ -12,7 +12,7 @@ BLOCK = 512  # bytes; CUDA's allocator hands out multiples of it
 # Bytes from which glibc maps a block and gives it back: its bound rises to this (DEFAULT_MMAP_THRESHOLD_MAX, malloc.c).
 LARGE = 32 * 2**20
 # Smaller blocks lie in the heap of the process, which keeps what is freed, with holes between: at its peak, so many
-# times what lived in it and did not stay (1.34 to 1.57 in six fits; benchmarks/memory.py).
+# times what lived in it and did not stay. Chosen for the fits of benchmarks/memory.py.
 HEAP = 1.45
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.ndimage import laplace
 
 from lightning_dreambooth.prepare.extras import require
 
@@ -31,9 +32,7 @@ def sharpness(image: Image.Image) -> float:
     """
     scale = min(1.0, SHARP_SIDE_PX / min(image.size))
     small = image.convert("L").resize([max(3, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
-    grey = np.asarray(small, dtype=np.float64)
-    middle = grey[1:-1, 1:-1]
-    return float((grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * middle).std())
+    return float(laplace(np.asarray(small, dtype=np.float64))[1:-1, 1:-1].std())
 
 
 def image_hash(image: Image.Image) -> int:

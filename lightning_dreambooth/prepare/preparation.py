@@ -75,9 +75,7 @@ class Preparation:
             if not row.reason:
                 row = self._compared(image.crop(row.crop), row, kept)
             if not row.reason:
-                row = self._placed(
-                    image.crop(row.crop), row, 1 + max((int(row.image[:-4]) for row in kept), default=0), output
-                )
+                row = self._placed(image.crop(row.crop), row, number_after(kept), output)
                 kept.append(row)
             rows.append(row)
         return rows

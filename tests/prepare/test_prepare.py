@@ -382,8 +382,9 @@ def test_the_readmes_three_commands_lead_from_pages_to_images(
     Path("pages").symlink_to(pages)
     main(prepared[2:])
     run([*fit[1:], *SHORT])
-    run([*predict[1:], "--samples.steps=2", "--samples.num_images=1"])
-    assert sorted(path.name for path in Path("runs").glob("predict*/images/*.png")) or list(Path("runs").rglob("*.png"))
+    drawn_in = run([*predict[1:], "--samples.steps=2", "--samples.num_images=1"]).folder
+    assert drawn_in == Path("runs/predict")
+    assert list(drawn_in.rglob("*.png"))
 
 
 def test_images_that_a_user_has_added_or_changed_are_not_lost(
